@@ -12,13 +12,16 @@ import pytest
 from proofs.crash.network import reached_at, target_of
 from proofs.crash.proxy import Proxy
 from runlane import Client
+from runlane.worker import Turn
 from support.server import ServerProcess, clean_environment
+from support.staging import SECONDS
 from support.workers import (
     Counter,
     RawWorker,
     accept,
     check_whole,
     followed,
+    requested,
     until_streaming,
     working,
 )
@@ -86,3 +89,31 @@ async def test_r36_a_run_whose_worker_was_lost_in_an_outage_is_retried_after_it(
             await worker.finish(0)
         end = await run.completed()
         assert (end.state, end.attempt) == ("completed", 2)
+
+
+async def test_r44_an_answer_given_while_the_node_of_a_worker_is_away_reaches_it(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    async def agent(turn: Turn) -> str:
+        return str(await turn.ask("well?"))
+
+    async with AsyncExitStack() as closing:
+        nodes = []
+        for n in range(2):
+            (tmp_path / str(n)).mkdir()
+            flags = ("--agent", "worker", "--log-format", "json", "--node-lease", "4s")
+            env = {**clean_environment(), "RUNLANE_STORE": postgres_url}
+            node = ServerProcess(tmp_path / str(n), *flags, base=env)
+            closing.push_async_callback(node.kill)
+            await node.start()
+            nodes.append(node)
+        away, other = nodes
+        await closing.enter_async_context(working(away.address, {"default": agent}))
+        client = await closing.enter_async_context(Client(other.address, timeout=60))
+        handle = await accept(client, "s", "x")
+        request = await requested(client, handle.run_id)
+        await away.stop(signal.SIGKILL)
+        await client.answer_input(request, "yes")
+        await away.start()
+        end = await handle.completed(SECONDS)
+        assert (end.text, end.attempt) == ("yes", 2)

@@ -66,6 +66,10 @@ def _ask_and_park(run_id: str, attempt: int) -> Command:
     return ask(run_id, attempt, park=True)
 
 
+def _ask_to_restart(run_id: str, attempt: int) -> Command:
+    return ask(run_id, attempt, restart=True)
+
+
 def _answer(run_id: str, _: int) -> Command:
     return answer(run_id)
 
@@ -97,6 +101,7 @@ COMMANDS: Mapping[str, Callable[[Lane], Command]] = {
     "drain_for_step": _on_active(drain),
     "ask": _on_active(ask),
     "ask and park": _on_active(_ask_and_park),
+    "ask to restart": _on_active(_ask_to_restart),
     "ask of another attempt": _on_active(ask, late=1),
     "answer": _on_active(_answer),
     "expire": _on_active(_expire),

@@ -18,9 +18,11 @@ from proofs.lanecheck.commands import (
     NODE_LOST,
     OTHER,
     REMOVE,
+    RESUME,
     Command,
     Verb,
     accept,
+    answer,
     ask,
     cancel,
     drain,
@@ -42,6 +44,7 @@ from runlane_server.core.errors import (
     SessionBusy,
     SessionNotFound,
 )
+from runlane_server.core.input import Park
 from runlane_server.core.model import (
     Accepted,
     CancelScope,
@@ -488,6 +491,40 @@ def test_r44_a_run_that_ends_while_parked_keeps_the_prompt_of_a_withdrawn_folded
     assert tail[0] not in [event.body for event in ended.events]
     places = {(message.turn, message.ordinal) for message in messages}
     assert len(places) == len({message.message_id for message in messages}) == len(messages)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "repeated"])
+def test_r44_an_agent_that_asks_to_restart_gives_back_what_it_folded_in(*, again: bool) -> None:
+    """A commit of the question that was not confirmed is repeated."""
+    lane, _ = after([*enter("a"), DISPATCH, *enter("f", FOLD), *enter("g", FOLD), drain("a")])
+    lane, _ = after([cancel(RUN, "f")], lane)
+    said = (DraftMessage(Role.USER, run_id="f"), DraftMessage(Role.USER, run_id="g"))
+
+    def post(lane: Lane) -> Transition[Any]:
+        request = ask("a").asked(lane)
+        park = Park("", 1)
+        return rules.ask(
+            lane, "a", 1, (request,), at=AT, events=9, number=1, park=park, content=said
+        )
+
+    asked = post(lane)
+    lane = stored(lane, asked)
+    assert picture(lane) == "a:input_required ?a(k parked restarts) g:queued"
+    assert [(run_id, role) for run_id, role, _ in spoken(asked.messages)] == [("f", Role.USER)]
+    if again:
+        repeated = post(lane)
+        lane = stored(lane, repeated)
+        assert not repeated.messages
+    lane, resumed = after([answer("a"), RESUME], lane)
+    assert picture(lane) == "a:active ?a(+1) g:queued"
+    assert resumed.events[-1].body == Started(2)
+
+
+def test_r16_a_cancel_keeps_the_text_of_a_run_that_waits_to_restart() -> None:
+    lane, _ = after([ask("a", restart=True), cancel()], lane_of("active"))
+    said = (DraftMessage(Role.ASSISTANT, (Text("so far"),)),)
+    ended = rules.node_lost(lane, "a", 1, at=AT, content=said, events=9)
+    assert [complete.text for complete in ended.completes] == ["so far"]
 
 
 def test_r27_a_queued_run_is_never_folded() -> None:

@@ -246,12 +246,12 @@ MUTANTS = (
     ),
     Mutant(
         "a failed attempt goes behind the queue",
-        "    edit.put_back([back, *_unfold(edit)])",
+        "    edit.put_back([back, *unfold(edit)])",
         "    if failed and edit.waiting:\n"
         "        edit.record(back)\n"
         "        edit.waiting = (*edit.waiting, back)\n"
         "        return\n"
-        "    edit.put_back([back, *_unfold(edit)])",
+        "    edit.put_back([back, *unfold(edit)])",
         "R38",
     ),
     Mutant(
@@ -346,10 +346,22 @@ MUTANTS = (
         "R40",
     ),
     Mutant(
+        "an agent without a checkpoint continues its attempt",
+        "    if park is not None and not (park.checkpoint or active.asking.parked):\n",
+        "    if False:\n",
+        "R44",
+    ),
+    Mutant(
         "a request is asked twice after a retry",
         "    new = [request for request in asked if request.question.key not in held]",
         "    new = asked",
         "R41",
+    ),
+    Mutant(
+        "a question that the store did not confirm is asked again",
+        "    if active.asking.asks >= number:",
+        "    if False:",
+        "R44",
     ),
     Mutant(
         "an answer while the run is active again is forgotten",
@@ -392,6 +404,18 @@ MUTANTS = (
         "    if waits and active.asking.resumable:",
         "    if waits and False:",
         "R44",
+    ),
+    Mutant(
+        "a run that ends while it waits to begin anew writes over its dropped output",
+        "    attempt = ended.attempt + ended.asking.restarts\n",
+        "    attempt = ended.attempt\n",
+        "not used again",
+    ),
+    Mutant(
+        "a run that is cancelled between two attempts writes over the last one",
+        '    message_id = edit.write(run, close((), reason), "", attempt=run.attempt + 1)',
+        '    message_id = edit.write(run, close((), reason), "", attempt=1)',
+        "not used again",
     ),
     Mutant(
         "resuming after a lost node consumes an attempt",

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from runlane import Client, RunComplete, RunHandle, RunState, TextDelta, WhenBusy
+from runlane import Artifact, Client, Custom, RunComplete, RunHandle, RunState, TextDelta, WhenBusy
 from support.processes import is_running, wait_for_exit
 from support.server import ServerProcess, serving, start_fails
 from support.staging import SECONDS
 
 MODULE = """
 import asyncio, ctypes, os, sys, time
-from runlane_server.agents.base import Custom
+from runlane_server.agents.base import Artifact, Custom, Result
 
 def read(name):
     with open(name) as file:
@@ -64,6 +64,10 @@ async def answer(turn):
             yield await turn.step("one", lambda: "done")
         case "custom":
             yield Custom("x", 1)
+            yield Artifact(artifact_id="a", name="a.txt", text="text")
+            yield Result({"n": 1})
+        case "ask":
+            yield await turn.ask("well?")
         case "fold":
             yield "<fold>"
             await asyncio.to_thread(read, rest)
@@ -279,14 +283,21 @@ async def test_an_agent_learns_of_deleted_sessions_and_is_closed(tmp_path: Path)
     assert (tmp_path / "closed").read_text() == "closed"
 
 
-@pytest.mark.parametrize(
-    ("prompt", "what"), [("step", "turn.step"), ("custom", "the event Custom")]
-)
-async def test_what_a_process_cannot_do_says_so(tmp_path: Path, prompt: str, what: str) -> None:
+async def test_an_agent_in_a_process_says_what_others_can(tmp_path: Path) -> None:
     async with _serving(tmp_path) as (_, client):
-        error = (await _run(client, prompt)).error
+        assert (await _run(client, "step")).text == "done"
+        end = await _run(client, "custom")
+        assert (end.result, end.error) == ('{"n":1}', None)
+        events = [event.body async for event in client.subscribe_run(end.run_id)]
+        assert [it.name for it in events if isinstance(it, Artifact)] == ["a.txt"]
+        assert Custom("x", "1") in events
+
+
+async def test_what_a_process_cannot_do_says_so(tmp_path: Path) -> None:
+    async with _serving(tmp_path) as (_, client):
+        error = (await _run(client, "ask")).error
         assert error is not None
         assert error.message == (
-            f"{what} cannot be used by an agent in a process of its own; start the server with"
+            "turn.ask cannot be used by an agent in a process of its own; start the server with"
             " --agent-processes 0"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runlane import Client, RunState
+from runlane.worker import Turn
 from support.server import ServerProcess, clean_environment
 from support.staging import SECONDS
 from support.workers import (
@@ -18,6 +19,7 @@ from support.workers import (
     accept,
     check_whole,
     followed,
+    requested,
     resume_of,
     until_streaming,
     working,
@@ -55,6 +57,78 @@ async def test_r36_no_run_of_a_worker_is_interrupted_by_ten_restarts(tmp_path: P
         counter.may_end.set()
         for handle, events in zip(handles, await asyncio.gather(*following), strict=True):
             check_whole(events, counter.said[handle.run_id])
+
+
+class Asker:
+    """An agent that takes a step, asks, and takes the step again. `done` is the work done."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.has_stepped = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+
+    async def run(self, turn: Turn) -> str:
+        """Asks what the prompt says."""
+        first = await turn.step("read", lambda: self._work("read"))
+        self.has_stepped.set()
+        await self.may_go_on.wait()
+        again = await turn.step("read", lambda: self._work("read again"))
+        answer = "nothing" if turn.prompt.text == "no" else await turn.ask(turn.prompt.text)
+        return f"{first} {again} {answer} in attempt {turn.attempt}"
+
+    def _work(self, name: str) -> str:
+        self.done.append(name)
+        return name
+
+
+@pytest.mark.sqlite("it restarts the only server of a file")
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_r39_a_step_is_not_repeated_after_a_restart(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    asker = Asker()
+    node = server(tmp_path, f"sqlite:///{tmp_path}/r.db")
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(node.kill)
+        await node.start()
+        await closing.enter_async_context(working(node.address, {"default": asker.run}))
+        client = await closing.enter_async_context(Client(node.address, timeout=60))
+        handle = await accept(client, "s", "no")
+        async with asyncio.timeout(SECONDS):
+            await asker.has_stepped.wait()
+        await node.stop(number)
+        await node.start()
+        asker.may_go_on.set()
+        end = await handle.completed(SECONDS)
+        assert (end.text, end.attempt) == ("read read nothing in attempt 1", 1)
+        assert asker.done == ["read"]
+
+
+@pytest.mark.sqlite("it restarts the only server of a file")
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_r44_a_question_outlives_the_server_and_the_worker(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    asker = Asker()
+    asker.may_go_on.set()
+    agents = {"default": asker.run}
+    node = server(tmp_path, f"sqlite:///{tmp_path}/r.db")
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(node.kill)
+        await node.start()
+        client = await closing.enter_async_context(Client(node.address, timeout=60))
+        async with working(node.address, agents):
+            handle = await accept(client, "s", "well?", max_attempts=1)
+            request = await requested(client, handle.run_id)
+            await node.stop(number)
+            await node.start()
+        # The worker is gone too.
+        await client.answer_input(request, "yes")
+        assert (await client.get_run(handle.run_id)).state == "input_required"
+        async with working(node.address, agents):
+            end = await handle.completed(SECONDS)
+        assert end.text == "read read yes in attempt 2"
+        assert asker.done == ["read"]
 
 
 @pytest.mark.sqlite("it restarts the only server of a file")

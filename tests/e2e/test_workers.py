@@ -89,6 +89,25 @@ async def test_r32_the_next_run_of_a_session_waits_for_the_next_offer(
         assert (await worker.turn()).prompt == "2"
 
 
+async def test_r32_a_slot_for_several_agents_starts_one_run(
+    server: ServerProcess, client: Client
+) -> None:
+    runs = [await accept(client, agent, agent, agent=agent) for agent in ("coder", "default")]
+    seen: set[str] = set()
+    async with RawWorker(server.address) as worker:
+        for left in (1, 0):
+            turn = await worker.turn("default", "coder")
+            seen.add(turn.prompt)
+            states = [(await client.get_run(run.run_id)).state for run in runs]
+            assert states.count(RunState.ACCEPTED) == left
+            assert states.count(RunState.ACTIVE) == 1
+            await worker.finish(0)
+            assert (await worker.expect("acked")).ended
+    assert seen == {"coder", "default"}
+    for run in runs:
+        assert (await run.completed(SECONDS)).attempt == 1
+
+
 async def test_r32_a_withdrawn_offer_starts_no_run(server: ServerProcess, client: Client) -> None:
     async with RawWorker(server.address) as worker:
         await worker.offer()
@@ -263,14 +282,14 @@ async def test_r35_a_turn_that_is_lost_on_its_way_starts_elsewhere_at_once(
             # It starts again in the commit that gives it back.
             await other.offer()
             worker.drop()
-            assert (await other.expect("turn")).attempt == 1
+            assert (await other.expect("turn")).attempt == 2
         else:
             worker.drop()
-            assert (await other.turn()).attempt == 1
+            assert (await other.turn()).attempt == 2
         await other.finish(0)
         assert (await other.expect("acked")).ended
     end = await handle.completed(SECONDS)
-    assert (end.state, end.attempt) == (RunState.COMPLETED, 1)
+    assert (end.state, end.attempt) == (RunState.COMPLETED, 2)
 
 
 # --- Cancel and fold ------------------------------------------------------------------------------
@@ -733,13 +752,17 @@ async def test_r37_a_cancel_stops_the_code_of_an_agent_in_a_worker(
 async def test_r37_a_worker_that_stops_hands_its_runs_back(
     server: ServerProcess, client: Client
 ) -> None:
+    has_begun = asyncio.Event()
+
     async def waits(turn: Turn) -> str:
+        has_begun.set()
         await asyncio.Event().wait()
         return ""
 
     handle = await accept(client, "s", "hello")
     async with working(server.address, {"default": waits}, drain_timeout=0):
-        await until_active(client, handle.run_id)
+        async with asyncio.timeout(SECONDS):
+            await has_begun.wait()
     async with working(server.address, {"default": returned}):
         end = await handle.completed(SECONDS)
     assert (end.state, end.text, end.attempt) == (RunState.COMPLETED, "hello", 2)

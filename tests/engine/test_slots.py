@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -464,10 +465,27 @@ def test_every_waiting_tenant_gets_a_slot_before_another_gets_two(
 # --- Agents of workers, which work for some tenants only ------------------------------------------
 
 
+@dataclass(frozen=True)
+class Offered:
+    """Slots of workers for some tenants; they are counted, and none is reserved."""
+
+    tenants: Collection[str]
+
+    def offers_to(self, agent: str, tenant: str) -> bool:
+        """Whether a worker works for the tenant."""
+        return tenant in self.tenants
+
+    def reserve(self, agent: str, lane: SessionKey) -> None:
+        """Does nothing."""
+
+    def give_back(self, lane: SessionKey) -> None:
+        """Does nothing."""
+
+
 def of_workers(total: int, *tenants: str, offered: int = 1, other: int | None = None) -> Slots:
     """Slots of a node with a worker of agent `w` for these tenants, and an agent of its own."""
     room = AgentRoom({"w": None, "own": other}, ready=("w", "own"))
-    room.set_offered("w", tenants.__contains__)
+    room.set_offered("w", Offered(tenants))
     slots = Slots(total, _ignore, agents=room)
     slots.open()
     slots.add_offered("w", offered)
@@ -493,7 +511,7 @@ def test_r32_a_lane_keeps_no_slot_of_a_worker_that_has_left_its_tenant(
 ) -> None:
     served = {QUIET, OTHER}
     room = AgentRoom({"w": None, "own": None}, ready=("w", "own"))
-    room.set_offered("w", served.__contains__)
+    room.set_offered("w", Offered(served))
     slots = Slots(1, _ignore, agents=room)
     slots.open()
     slots.add_offered("w", 2)
@@ -512,6 +530,7 @@ def test_r41_a_run_that_goes_on_keeps_its_place_if_its_grant_is_for_another_agen
     assert not slots.take(key(QUIET, 2), "w", resuming=True)
     assert slots.queue == (key(QUIET, 1), key(QUIET, 2))
     slots.add_offered("w", 1)
+    slots.grant_offered()
     assert slots.take(key(QUIET, 2), "w")
 
 

@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
         "batching",
         "corrupt",
         "findings",
+        "lane_log",
         "postgres.check",
         "postgres.repair",
         "retry",
@@ -46,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
         "sqlite.check",
         "sqlite.repair",
         "open",
+        "webhooks",
         "weight",
     },
     "agents": {
@@ -86,7 +88,7 @@ ROOMS: dict[str, set[str]] = {
         "node_keys",
     },
     "config": {"", "option_types", "sample", "settings", "sources"},
-    "feed": {"feed"},
+    "feed": {"feed", "sessions"},
     "cluster": {"key_refresh", "membership", "peers", "relay"},
     "engine": {
         "agent_code",
@@ -97,7 +99,8 @@ ROOMS: dict[str, set[str]] = {
         "pulse",
         "retention",
     },
-    "rpc": {"agent_socket", "endpoint", "tls"},
+    "webhooks": {"attempts", "destination", "dispatcher", "registry", "sender"},
+    "rpc": {"agent_socket", "endpoint", "tls", "webhook_payload"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},
     "cli": {"main"},
@@ -115,8 +118,8 @@ FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
 INNER = ("store.memory", "store.sqlite", "store.postgres")
 """Rooms within `store` that know nothing of each other."""
 
-OF_THE_CLIENT = "cluster"
-"""The lowest floor that may import the client: nodes call each other with it."""
+OF_THE_CLIENT = "agents"
+"""The lowest floor that may import the client: servers and workers call functions alike."""
 
 PURE = {
     "__future__",

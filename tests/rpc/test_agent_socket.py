@@ -26,7 +26,7 @@ async def test_a_process_without_the_secret_is_refused(
     tmp_path: Path, metadata: dict[str, str]
 ) -> None:
     socket, workers = AgentSocket(str(tmp_path / "s")), Workers()
-    workers.serve("default", _ignore)
+    workers.serve("default", _ignore, lambda: None)
     socket.admit(socket.new_secret(), workers)
     await socket.start()
     try:

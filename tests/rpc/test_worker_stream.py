@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from runlane.worker.v1 import worker_service_pb2 as pb
-from runlane_server.agents.base import FoldedPrompt, Report
+from runlane_server.agents.base import AgentError, FoldedPrompt, Report
+from runlane_server.agents.questions import Asked
 from runlane_server.agents.worker.execution import Execution
 from runlane_server.agents.worker.messages import (
     MAX_WAITING,
@@ -22,9 +23,10 @@ from runlane_server.agents.worker.messages import (
     Transcript,
 )
 from runlane_server.agents.worker.slot import Slot
-from runlane_server.agents.worker.turn import AttemptEnd
+from runlane_server.agents.worker.turn import AttemptEnd, KeptStep
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import InvalidArgument
+from runlane_server.core.input import InputRequest
 from runlane_server.core.model import FinishReason, Message, Role, SessionKey, Text, TextDelta
 from runlane_server.rpc.worker import serve_slot
 from support.turns import LocalTurn
@@ -59,6 +61,21 @@ class LocalDurableTurn(LocalTurn):
     def follow_stored(self, on_stored: Callable[[int], None]) -> None:
         """Does nothing."""
 
+    async def keep(self, step: KeptStep) -> None:
+        """Does nothing."""
+
+    async def find_durable_step(self, key: str) -> str | None:
+        """A large result."""
+        return "1" * (1 << 20)
+
+    async def park(self, questions: Sequence[Asked]) -> bool:
+        """Nothing is answered."""
+        return True
+
+    async def answered(self, key: str) -> InputRequest:
+        """Nothing is."""
+        raise AgentError("nothing was asked")
+
 
 QUESTIONS: Mapping[str, Callable[[Slot], Awaitable[None]]] = {
     "get_history": lambda slot: slot.send_history(),
@@ -80,6 +97,19 @@ async def test_a_second_question_before_the_answer_is_refused(name: str) -> None
         await ask(slot)
 
 
+async def test_results_of_steps_wait_until_the_worker_reads() -> None:
+    down = Downstream()
+    slot, messages = Slot(None, down), down.messages()
+    Execution(LocalDurableTurn(), "default", lease=60).assign(slot)
+    await anext(messages)
+    for _ in range(2):
+        await slot.find_step("k")
+    assert down.is_full
+    await anext(messages)
+    await anext(messages)
+    assert not down.is_full
+
+
 async def test_offers_that_are_taken_back_wait_until_the_worker_reads() -> None:
     sent = 0
 
@@ -95,7 +125,7 @@ async def test_offers_that_are_taken_back_wait_until_the_worker_reads() -> None:
         workers.offer(slot)
 
     workers, down = Workers(), Downstream()
-    workers.serve("default", lambda _: None)
+    workers.serve("default", lambda _: None, lambda: None)
     stream = serve_slot(requests(), Slot(None, down), down, take, workers)
     await anext(stream)
     await settle()

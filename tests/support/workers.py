@@ -11,7 +11,15 @@ from typing import Any, Self
 
 import grpc.aio
 
-from runlane import Client, RunComplete, RunEvent, RunHandle, TextDelta
+from runlane import (
+    Client,
+    InputRequest,
+    InputRequested,
+    RunComplete,
+    RunEvent,
+    RunHandle,
+    TextDelta,
+)
 from runlane.worker import Worker
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -100,11 +108,16 @@ class RawWorker:
         """Ends the turn, whose last event has a number."""
         await self.send(finish=pb.WorkRequest.Finish(number=number))
 
-    async def expect(self, kind: str) -> Any:
-        """The next message, which must be of a kind."""
+    async def read(self) -> Any:
+        """The next message."""
         async with asyncio.timeout(SECONDS):
             response = await self._call.read()
         assert response is not grpc.aio.EOF, f"{await self._call.code()}: {await self.details()}"
+        return response
+
+    async def expect(self, kind: str) -> Any:
+        """The next message, which must be of a kind."""
+        response = await self.read()
         assert response.WhichOneof("message") == kind, response
         return getattr(response, kind)
 
@@ -144,6 +157,17 @@ def resume_of(turn: pb.WorkResponse.Turn, **changes: Any) -> pb.WorkRequest.Resu
 async def accept(client: Client, session_id: str, prompt: str, **options: Any) -> RunHandle:
     """Accepts a run; creates the session if it does not exist."""
     return await client.run_accepted(session_id, prompt, allow_missing=True, **options)
+
+
+async def requested(client: Client, run_id: str, key: str = "") -> InputRequest:
+    """Waits until a run has asked, with a key if one is given."""
+    async with asyncio.timeout(SECONDS):
+        async for event in client.subscribe_run(run_id):
+            if isinstance(event.body, InputRequested):
+                found = event.body.input_request
+                if key in {"", found.key}:
+                    return found
+    raise AssertionError("the run ended without a question")
 
 
 async def until_streaming(client: Client, handles: Sequence[RunHandle]) -> None:

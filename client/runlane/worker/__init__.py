@@ -14,19 +14,32 @@ the event loop, plain ones in threads, and both may yield events or return the a
 from __future__ import annotations
 
 from runlane.types import FinishReason, ReasoningDelta, TextDelta, ToolCall, ToolResult, Usage
-from runlane.worker.events import AgentError, FoldedPrompt, Prompt, Report
+from runlane.worker.events import (
+    AgentError,
+    Artifact,
+    Custom,
+    FoldedPrompt,
+    Prompt,
+    Report,
+    Result,
+)
 from runlane.worker.functions import BlockingTurn
+from runlane.worker.questions import Approval
 from runlane.worker.turn import Turn
 from runlane.worker.worker import Worker
 
 __all__ = [
     "AgentError",
+    "Approval",
+    "Artifact",
     "BlockingTurn",
+    "Custom",
     "FinishReason",
     "FoldedPrompt",
     "Prompt",
     "ReasoningDelta",
     "Report",
+    "Result",
     "TextDelta",
     "ToolCall",
     "ToolResult",

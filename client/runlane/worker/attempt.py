@@ -14,16 +14,24 @@ from contextlib import aclosing
 from runlane import convert
 from runlane.types import Message
 from runlane.worker.events import (
+    EVENT_BYTES,
     AgentError,
     AgentEvent,
     FoldedPrompt,
     Totals,
+    check_step_key,
     encode,
     is_report,
+    is_result,
     merged,
     prompt_from,
+    step_event,
+    to_json,
 )
-from runlane.worker.functions import AgentFunction, run_function
+from runlane.worker.functions import run_function
+from runlane.worker.questions import value_of
+from runlane.worker.requests import Requests
+from runlane.worker.threads import AgentFunction
 from runlane.worker.turn import Turn
 from runlane.worker.v1 import worker_service_pb2 as pb
 
@@ -66,14 +74,13 @@ class Attempt:
         self._folded: list[FoldedPrompt] = []
         self._folded_ids: list[str] = []
         self._fold_number = 0
-        self._fold: asyncio.Future[None] | None = None
-        self._is_fold_sent = False
+        self._folding = asyncio.Lock()
         self._history: list[Message] = []
-        self._history_done: asyncio.Future[None] | None = None
-        self._is_history_sent = False
-        turn = Turn(
-            given, emit=self._emit, take_folded=self._take_folded, history=self._read_history
-        )
+        self._has_history = False
+        self._requests = Requests(wake)
+        self._is_urgent = 0
+        self._result = ""
+        turn = Turn(given, self)
         self._task = asyncio.create_task(self._execute(function, turn))
 
     # --- The agent ----------------------------------------------------------------------------
@@ -83,7 +90,7 @@ class Attempt:
         try:
             async with aclosing(run_function(function, turn)) as events:
                 async for event in events:
-                    await self._emit(event)
+                    await self.emit(event)
         except asyncio.CancelledError:
             if not self._is_stopped:
                 error = AgentError("the agent cancelled its own task")
@@ -105,6 +112,7 @@ class Attempt:
                 usage=totals.usage,
                 model=totals.model,
                 finish_reason=totals.finish_reason,
+                result_json=self._result,
             )
             return pb.WorkRequest(finish=finish)
         fail = pb.WorkRequest.Fail(
@@ -120,6 +128,7 @@ class Attempt:
         """Stops the agent: the run was cancelled, or the attempt was taken away."""
         self._is_stopped = True
         self._room.set()
+        self._requests.close()
         self._task.cancel()
 
     async def returned(self) -> None:
@@ -138,17 +147,27 @@ class Attempt:
 
     # --- The turn -----------------------------------------------------------------------------
 
-    async def _emit(self, event: AgentEvent | str) -> None:
+    async def emit(self, event: AgentEvent | str) -> None:
+        """Adds an event. Raises AgentError."""
         if is_report(event):
             self._totals.add(event)
-            return
-        for one in encode(event):
-            while self._is_full and not self._is_stopped:
-                self._room.clear()
-                await self._room.wait()
-            if self._is_stopped:
-                return
-            self._put(one)
+        elif is_result(event):
+            self._result = to_json("Result.json", getattr(event, "json", None))
+        else:
+            for one in encode(event):
+                await self._add(one)
+
+    async def _add(self, event: pb.Event) -> None:
+        if event.ByteSize() > EVENT_BYTES:
+            raise AgentError(
+                f"an event has {event.ByteSize()} bytes; {EVENT_BYTES} is the limit",
+                reason="BAD_EVENT",
+            )
+        while self._is_full and not self._is_stopped:
+            self._room.clear()
+            await self._room.wait()
+        if not self._is_stopped:
+            self._put(event)
 
     @property
     def _is_full(self) -> bool:
@@ -168,24 +187,56 @@ class Attempt:
         self._bytes += event.ByteSize()
         self._wake()
 
-    async def _take_folded(self) -> Sequence[FoldedPrompt]:
+    async def take_folded(self) -> Sequence[FoldedPrompt]:
+        """Takes the prompts that wait to join the turn; those of a call are of no other."""
         if self._is_stopped:
             return ()
-        self._fold_number += 1
-        self._fold = asyncio.get_running_loop().create_future()
-        self._is_fold_sent = False
-        self._wake()
-        await asyncio.wait({self._fold})
-        self._fold = None
-        taken, self._folded = self._folded, []
-        return taken
+        async with self._folding:
+            self._fold_number += 1
+            message = pb.WorkRequest.TakeFolded(number=self._fold_number)
+            await self._requests.ask("folded", pb.WorkRequest(take_folded=message))
+            taken, self._folded = self._folded, []
+            return taken
 
-    async def _read_history(self) -> Sequence[Message]:
-        if self._history_done is None:
-            self._history_done = asyncio.get_running_loop().create_future()
-            self._wake()
-        await asyncio.wait({self._history_done})
+    async def history(self) -> Sequence[Message]:
+        """Reads the transcript before the turn."""
+        if not self._has_history:
+            message = pb.WorkRequest(get_history=pb.WorkRequest.GetHistory())
+            await self._requests.ask("history", message)
         return tuple(self._history)
+
+    async def find_step(self, key: str) -> str | None:
+        """The stored result of a step as JSON. Raises AgentError."""
+        find = pb.WorkRequest.FindStep(key=check_step_key(key))
+        found: str | None = await self._requests.ask(
+            f"step {find.key}", pb.WorkRequest(find_step=find)
+        )
+        return found
+
+    async def keep_step(self, key: str, result: object) -> str:
+        """Makes the result of a step durable; returns it as JSON. Raises AgentError."""
+        event = step_event(check_step_key(key), result)
+        await self._add(event)
+        await self._until_durable(self.acknowledged + len(self._waiting))
+        return event.step.result
+
+    async def _until_durable(self, number: int) -> None:
+        self._is_urgent += 1
+        self._wake()
+        try:
+            while self.acknowledged < number and not self._is_stopped:
+                self._room.clear()
+                await self._room.wait()
+        finally:
+            self._is_urgent -= 1
+        if self.acknowledged < number:
+            raise asyncio.CancelledError
+
+    async def ask(self, question: pb.Question) -> object:
+        """Asks people. The attempt ends here unless there is an answer already."""
+        ask = pb.WorkRequest.Ask(questions=[question])
+        answer = await self._requests.ask(f"ask {question.key}", pb.WorkRequest(ask=ask))
+        return value_of(question, answer)
 
     # --- The connection -----------------------------------------------------------------------
 
@@ -209,7 +260,28 @@ class Attempt:
         """The connection on which the turn came."""
         self._is_connected = True
 
-    def on_acked(self, number: int, *, ended: bool) -> None:
+    def take(self, response: pb.WorkResponse) -> None:
+        """Takes a message of the server."""
+        match response.WhichOneof("message"):
+            case "acked":
+                self._on_acked(response.acked.number, ended=response.acked.ended)
+            case "folded":
+                self._on_folded(response.folded)
+            case "history":
+                self._on_history(response.history)
+            case "answers":
+                for one in response.answers.answers:
+                    self._requests.answer(f"ask {one.key}", one.answer)
+            case "step":
+                step = response.step
+                found = step.result if step.HasField("result") else None
+                self._requests.answer(f"step {step.key}", found)
+            case "cancel":
+                self.stop()
+            case "fenced" | "parked":
+                self.on_fenced()
+
+    def _on_acked(self, number: int, *, ended: bool) -> None:
         """Events are durable; on a new connection, continue after them."""
         for _ in range(number - self.acknowledged):
             if self._waiting:
@@ -218,23 +290,25 @@ class Attempt:
         if not self._is_connected:
             self._is_connected = self._is_announced = True
             self._sent = self.acknowledged
-            self._is_end_sent = self._is_fold_sent = self._is_history_sent = False
-            self._history.clear()
+            self._is_end_sent = False
+            self._requests.send_again()
+            if not self._has_history:
+                self._history.clear()
         self.is_over = self.is_over or ended
         self._room.set()
         self._wake()
 
-    def on_folded(self, folded: pb.WorkResponse.Folded) -> None:
+    def _on_folded(self, folded: pb.WorkResponse.Folded) -> None:
         """Prompts joined the turn."""
         for sent in folded.prompts:
             if sent.run_id not in self._folded_ids:
                 self._folded_ids.append(sent.run_id)
                 prompt = prompt_from(sent.prompt, sent.attachments)
                 self._folded.append(FoldedPrompt(sent.run_id, prompt))
-        if folded.number == self._fold_number and self._fold and not self._fold.done():
-            self._fold.set_result(None)
+        if folded.number > 0:
+            self._requests.answer("folded")
 
-    def on_history(self, part: pb.WorkResponse.History) -> None:
+    def _on_history(self, part: pb.WorkResponse.History) -> None:
         """A part of the transcript; a message may continue in the next part."""
         for sent in part.messages:
             message = convert.message(sent)
@@ -242,33 +316,29 @@ class Attempt:
                 last = self._history.pop()
                 message = _joined(last, message)
             self._history.append(message)
-        if part.last and self._history_done is not None and not self._history_done.done():
-            self._history_done.set_result(None)
+        if part.last:
+            self._has_history = True
+            self._requests.answer("history")
 
     def on_fenced(self) -> None:
-        """The attempt was taken away."""
+        """The attempt was taken away, or its run waits for people."""
         self.is_over = True
         self.stop()
         self._wake()
 
-    def next_message(self) -> pb.WorkRequest | None:  # noqa: PLR0911 - one per kind of message
+    def next_message(self) -> pb.WorkRequest | None:
         """The next message to send, if there is one."""
         if not self._is_connected:
             return None
         if not self._is_announced:
             self._is_announced = True
             return pb.WorkRequest(begun=pb.WorkRequest.Begun())
-        if self._history_done is not None and not self._is_history_sent:
-            self._is_history_sent = True
-            if not self._history_done.done():
-                return pb.WorkRequest(get_history=pb.WorkRequest.GetHistory())
         # One emit at a time: what comes meanwhile is merged, so a token costs the server little.
-        is_urgent = self._end is not None or self._fold is not None
+        is_urgent = self._end is not None or self._is_urgent or self._requests.has_unsent
         if self._unsent and (is_urgent or self._sent == self.acknowledged):
             return self._next_emit()
-        if self._fold is not None and not self._is_fold_sent and not self._fold.done():
-            self._is_fold_sent = True
-            return pb.WorkRequest(take_folded=pb.WorkRequest.TakeFolded(number=self._fold_number))
+        if (request := self._requests.next_message()) is not None:
+            return request
         if self._end is not None and self._task.done() and not self._is_end_sent:
             self._is_end_sent = True
             return self._end

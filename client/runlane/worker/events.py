@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -20,6 +21,15 @@ from runlane.worker.v1 import worker_service_pb2 as pb
 
 DELTA_CHARS = 1 << 16
 """Maximum length of a delta; a longer text becomes several events."""
+
+RESULT_BYTES = 1 << 20
+"""The content of a tool result is cut here."""
+
+EVENT_BYTES = 2 << 20
+"""Size limit of an event, which the agent cannot emit above it."""
+
+MAX_ID_BYTES = 128
+"""Size limit of the key of a step or of a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,56 @@ class Report:
     finish_reason: FinishReason | None = None
 
 
-AgentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | ToolResult | Report
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """Something that the run makes besides its text, such as a file, a table or a picture.
+
+    Exactly one of these is given: `text`, `data`, `json` (any value that JSON has) and `uri`, the
+    address of content that is kept elsewhere. All pieces together have at most 1 MiB; larger
+    content is passed by `uri`.
+
+    Text and data may come in pieces: the first one with `last=False`, the others with
+    `append=True`, the final one with `last=True`. Without `append`, a second piece replaces what
+    the artifact had.
+    """
+
+    artifact_id: str
+    name: str = ""
+    mime_type: str = ""
+    text: str | None = None
+    data: bytes | None = None
+    json: object = None
+    uri: str | None = None
+    append: bool = False
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """An event of a type of the agent's own, with any value that JSON has.
+
+    Clients that do not know the type pass over it. It is among the events of the run, not in the
+    transcript.
+    """
+
+    type: str
+    json: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The structured result of the run: any value that JSON has, at most 1 MiB of it.
+
+    The RunComplete of a run that completes carries the last one that the agent gave.
+    """
+
+    json: object
+
+
+AgentEvent: TypeAlias = (
+    TextDelta | ReasoningDelta | ToolCall | ToolResult | Artifact | Custom | Result | Report
+)
+"""An event of a turn. The agent calls its tools itself, and reports the calls and results."""
 
 
 class AgentError(Exception):
@@ -66,6 +125,33 @@ class AgentError(Exception):
 def is_report(event: object) -> bool:
     """Whether an event is a report, of this package or of `runlane_server`."""
     return type(event).__name__ == "Report"
+
+
+def is_result(event: object) -> bool:
+    """Whether an event is the structured result, of this package or of `runlane_server`."""
+    return type(event).__name__ == "Result"
+
+
+def to_json(field: str, value: object) -> str:
+    """A value as strict JSON. Raises AgentError for one that has no form in JSON."""
+    try:
+        text = json_.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise AgentError(f"{field} is no JSON value: {error}") from None
+    return clean(text)
+
+
+def step_event(key: str, result: object) -> pb.Event:
+    """The event that stores the result of a step. Raises AgentError."""
+    return pb.Event(step=run_pb2.RunEvent.Step(key=key, result=to_json("result of a step", result)))
+
+
+def check_step_key(key: str) -> str:
+    """The key of a step. Raises AgentError for one that is none."""
+    size = len(clean(key).encode())
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise AgentError(f"key of a step has {size} bytes; it must have 1 to {MAX_ID_BYTES}")
+    return clean(key)
 
 
 def encode(event: object) -> Iterator[pb.Event]:
@@ -95,14 +181,50 @@ def encode(event: object) -> Iterator[pb.Event]:
                 tool_result=run_pb2.ToolResult(
                     tool_call_id=found.tool_call_id,
                     name=found.name,
-                    content=clean(found.content),
+                    content=_cut(clean(found.content)),
                     is_error=found.is_error,
+                )
+            )
+        case "Artifact":
+            yield pb.Event(artifact=_artifact(found))
+        case "Custom":
+            yield pb.Event(
+                custom=run_pb2.RunEvent.Custom(
+                    type=clean(found.type), json=to_json("Custom.json", found.json)
                 )
             )
         case other:
             raise AgentError(
                 f"the agent yielded a {other}; expected a string or an event", reason="BAD_EVENT"
             )
+
+
+def _cut(text: str) -> str:
+    if len(text) * 4 <= RESULT_BYTES:
+        return text
+    return text.encode()[:RESULT_BYTES].decode(errors="ignore")
+
+
+def _artifact(found: Any) -> run_pb2.Artifact:
+    contents = [found.text, found.data, found.json, found.uri]
+    if sum(one is not None for one in contents) != 1:
+        raise AgentError("Artifact needs exactly one of text, data, json and uri")
+    made = run_pb2.Artifact(
+        artifact_id=clean(found.artifact_id),
+        name=clean(found.name),
+        mime_type=clean(found.mime_type),
+        append=found.append,
+        last=found.last,
+    )
+    if found.text is not None:
+        made.text = clean(found.text)
+    elif found.data is not None:
+        made.data = bytes(found.data)
+    elif found.json is not None:
+        made.json = to_json("Artifact.json", found.json)
+    else:
+        made.uri = clean(found.uri)
+    return made
 
 
 def _pieces(text: str) -> Iterator[str]:

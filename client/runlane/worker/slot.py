@@ -21,7 +21,7 @@ from runlane.errors import (
 )
 from runlane.wire import Backoff, Wire, is_cancelled_by_caller
 from runlane.worker.attempt import Attempt
-from runlane.worker.functions import AgentFunction
+from runlane.worker.threads import AgentFunction
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
 
@@ -169,17 +169,5 @@ class Slot:
             self._attempt = Attempt(turn, self._agents[turn.agent], self._wake)
             self._attempt.connect()
             self._wake()
-        attempt = self._attempt
-        if attempt is None:
-            return
-        match kind:
-            case "acked":
-                attempt.on_acked(response.acked.number, ended=response.acked.ended)
-            case "folded":
-                attempt.on_folded(response.folded)
-            case "history":
-                attempt.on_history(response.history)
-            case "cancel":
-                attempt.stop()
-            case "fenced":
-                attempt.on_fenced()
+        if self._attempt is not None:
+            self._attempt.take(response)

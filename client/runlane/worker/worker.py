@@ -16,8 +16,8 @@ from runlane.convert import Seconds, seconds
 from runlane.metadata import MetadataSource, check_token_target
 from runlane.types import NO_LABELS
 from runlane.wire import RetryPolicy, Wire
-from runlane.worker.functions import AgentFunction
 from runlane.worker.slot import Slot
+from runlane.worker.threads import AgentFunction
 
 MAX_RECEIVE = (4 << 20) + (64 << 10)
 """A turn may be a little larger than the request that brought its prompt."""

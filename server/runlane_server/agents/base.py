@@ -6,6 +6,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+# What a function emits and raises is the same in a worker.
+from runlane.worker.events import AgentError, Artifact, Custom, Result
+from runlane.worker.questions import Approval
 from runlane_server.core.model import (
     FinishReason,
     Message,
@@ -17,6 +20,20 @@ from runlane_server.core.model import (
     ToolResult,
     Usage,
 )
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "AgentEvent",
+    "Approval",
+    "Artifact",
+    "Custom",
+    "FoldedPrompt",
+    "KeepsSessions",
+    "Report",
+    "Result",
+    "Turn",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,52 +49,6 @@ class Report:
     finish_reason: FinishReason | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """Something that the run makes besides its text, such as a file, a table or a picture.
-
-    Exactly one of these is given: `text`, `data`, `json` (any value that JSON has) and `uri`, the
-    address of content that is kept elsewhere. All pieces together have at most 1 MiB; larger
-    content is passed by `uri`.
-
-    Text and data may come in pieces: the first one with `last=False`, the others with
-    `append=True`, the final one with `last=True`. Without `append`, a second piece replaces what
-    the artifact had.
-    """
-
-    artifact_id: str
-    name: str = ""
-    mime_type: str = ""
-    text: str | None = None
-    data: bytes | None = None
-    json: object = None
-    uri: str | None = None
-    append: bool = False
-    last: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Custom:
-    """An event of a type of the agent's own, with any value that JSON has.
-
-    Clients that do not know the type pass over it. It is among the events of the run, not in the
-    transcript.
-    """
-
-    type: str
-    json: object = None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The structured result of the run: any value that JSON has, at most 1 MiB of it.
-
-    The RunComplete of a run that completes carries the last one that the agent gave.
-    """
-
-    json: object
-
-
 AgentEvent: TypeAlias = (
     TextDelta | ReasoningDelta | ToolCall | ToolResult | Artifact | Custom | Result | Report
 )
@@ -90,20 +61,6 @@ class FoldedPrompt:
 
     run_id: str
     prompt: Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Approval:
-    """The answer to the request for an approval. `arguments` are those to use: the person may have
-    changed them. `by` is the name of the caller who answered, if the server knows callers."""
-
-    approved: bool
-    arguments: Mapping[str, Any]
-    reason: str = ""
-    by: str = ""
-
-    def __bool__(self) -> bool:
-        return self.approved
 
 
 class Turn(Protocol):
@@ -242,12 +199,3 @@ class KeepsSessions(Protocol):
     def session_deleted(self, key: SessionKey) -> None:
         """Removes it: the session was deleted on this node. It runs on the event loop, before a
         session of the same name can have a run. An exception is logged."""
-
-
-class AgentError(Exception):
-    """A failure that the agent explains: `reason` is a stable word, `message` one sentence."""
-
-    def __init__(self, message: str, *, reason: str = "AGENT_ERROR") -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message

@@ -27,8 +27,9 @@ import sys
 from pathlib import Path
 from typing import cast
 
+from runlane.worker.threads import AgentFunction
 from runlane_server.agents.base import Agent
-from runlane_server.agents.functions import AgentFunction, FunctionAgent, is_function
+from runlane_server.agents.functions import FunctionAgent, is_function
 from runlane_server.core.errors import SettingsError, StartError
 
 

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from runlane_server.core.model import SessionKey
 
 UNLIMITED = (1 << 31) - 1
 """Stands for no limit: more slots than any node has."""
+
+
+class OfferedSlots(Protocol):
+    """The slots that workers offer; see `agents.worker.workers.Workers`."""
+
+    def offers_to(self, agent: str, tenant: str) -> bool:
+        """Whether a free slot of an agent is offered to a tenant."""
+
+    def reserve(self, agent: str, lane: SessionKey) -> None:
+        """Reserves one for a lane that is about to start a run of an agent."""
+
+    def give_back(self, lane: SessionKey) -> None:
+        """Offers again what was reserved for a lane and was not used."""
 
 
 class AgentRoom:
@@ -19,15 +35,14 @@ class AgentRoom:
     def __init__(self, limits: Mapping[str, int | None], ready: Iterable[str] = ()) -> None:
         self._limits = limits
         self._offered: dict[str, int] = {}
-        self._serves: dict[str, Callable[[str], bool]] = {}
+        self._sources: dict[str, OfferedSlots] = {}
         self._ready = set(ready)
         self._in_use = dict.fromkeys(limits, 0)
 
-    def set_offered(self, agent: str, serves: Callable[[str], bool]) -> None:
-        """Workers execute the agent: it has the slots that they offer, none at first. `serves` says
-        whether one of them is for a tenant."""
+    def set_offered(self, agent: str, source: OfferedSlots) -> None:
+        """Workers execute the agent: it has the slots that they offer, none at first."""
         self._offered[agent] = 0
-        self._serves[agent] = serves
+        self._sources[agent] = source
 
     def add_offered(self, agent: str, slots: int) -> None:
         """Changes the number of slots that workers offer or use for the agent."""
@@ -35,8 +50,22 @@ class AgentRoom:
 
     def serves(self, agent: str | None, tenant: str) -> bool:
         """Whether the agent executes runs of a tenant now."""
-        test = None if agent is None else self._serves.get(agent)
-        return test is None or test(tenant)
+        if agent is None or agent not in self._sources:
+            return True
+        return self._sources[agent].offers_to(agent, tenant)
+
+    def reserve(self, agent: str | None, lane: SessionKey) -> None:
+        """Reserves the slot of a worker for a lane. A worker may offer one slot for several agents,
+        and only one of them can use it."""
+        source = None if agent is None else self._sources.get(agent)
+        if source is not None and agent is not None:
+            source.reserve(agent, lane)
+
+    def give_back(self, agent: str | None, lane: SessionKey) -> None:
+        """Offers again what was reserved for a lane and was not used."""
+        source = None if agent is None else self._sources.get(agent)
+        if source is not None:
+            source.give_back(lane)
 
     def limit(self, agent: str) -> int | None:
         """The number of slots that the agent may use; None for no limit of its own."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -59,7 +58,7 @@ class AgentTable:
             each.agent.name = each.name
             if each.agent.outlives_node:
                 each.agent.workers = workers = workers or each.agent.workers
-            self.room.set_offered(each.name, partial(each.agent.workers.offers_to, each.name))
+            self.room.set_offered(each.name, each.agent.workers)
         return workers
 
     def is_of_workers(self, stored: str) -> bool:

@@ -13,6 +13,7 @@ import structlog
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
 from runlane_server.agents.questions import Asked
 from runlane_server.core.errors import CorruptRecord
+from runlane_server.core.input import InputRequest
 from runlane_server.core.model import (
     NO_LABELS,
     Attachment,
@@ -81,6 +82,9 @@ class Questions(Protocol):
 
     async def answer_to(self, key: str) -> Any:
         """The answer to a question of this run."""
+
+    async def settled(self, key: str) -> InputRequest:
+        """An answered question of this run."""
 
 
 class AgentTurn:
@@ -169,11 +173,11 @@ class AgentTurn:
 
     async def find_step(self, key: str) -> str | None:
         """The stored result of a step."""
-        return await self._journal.find(key)
+        return await self._journal.find_step(key)
 
     async def keep_step(self, key: str, result: object) -> str:
         """Makes the result of a step durable."""
-        return await self._journal.keep(key, result)
+        return await self._journal.keep_step(key, result)
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""

@@ -12,10 +12,11 @@ from uuid_utils import uuid7
 
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.questions import Asked, question_of, value_of
-from runlane_server.core.errors import InputLimit, RunlaneError, StoreUnavailable
+from runlane_server.core.errors import InputLimit, StoreUnavailable
 from runlane_server.core.input import (
     MAX_INPUTS,
     MAX_OPEN_INPUTS,
+    Answer,
     InputRequest,
     InputState,
     Park,
@@ -25,6 +26,7 @@ from runlane_server.core.lane import INPUT_EXPIRED
 from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import EventBody, RunState
 from runlane_server.core.transition import LaneRun
+from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.agent_code import create_own_task
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lane_access import LaneAccess
@@ -116,6 +118,7 @@ class Asking:
         self._going_on.set()
         self._lock = asyncio.Lock()
         self._repeated: Counter[str] = Counter()
+        self._asks = job.run.asking.asks
 
     def follow(self, run: LaneRun) -> None:
         """Takes over the state of the run that was committed."""
@@ -138,16 +141,13 @@ class Asking:
             if found is None or found.state is InputState.OPEN:
                 # Cancelling the agent must not interrupt the commit.
                 self.posting = create_own_task(self._post(question))
-                name = await asyncio.shield(self.posting)
-            else:
-                name = found.input_request_id
-        if not name:
-            # The run is about to end, and its agent about to be cancelled.
-            await asyncio.get_running_loop().create_future()
+                if not await asyncio.shield(self.posting):
+                    # The run is about to end, and its agent about to be cancelled.
+                    await asyncio.get_running_loop().create_future()
         while True:
             await self._going_on.wait()
-            settled = await retry_read(self._store, lambda: self._read(name))
-            if settled.state is not InputState.OPEN:
+            settled = await self._find(question.key)
+            if settled is not None and settled.state is not InputState.OPEN:
                 return _value(settled)
             # The run goes on with this request open: it was asked by an earlier attempt only.
             await asyncio.sleep(RETRY_PAUSE)
@@ -162,7 +162,10 @@ class Asking:
         return question_of(asked, repeated=repeated) if repeated else first
 
     async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
-        """Asks when the agent returns; returns whether anything is not answered yet (R44)."""
+        """Asks when the agent returns; returns whether anything is not answered yet (R44).
+
+        An agent that leaves without a checkpoint starts again, as another attempt.
+        """
         made = [self.question(one) for one in questions]
         found = [await self._find(one.key) for one in made]
         left = [
@@ -175,31 +178,40 @@ class Asking:
 
     async def answer_to(self, key: str) -> Any:
         """The answer to a question of this run. Raises AgentError."""
+        return _value(await self.settled(key))
+
+    async def settled(self, key: str) -> InputRequest:
+        """An answered request of this run. Raises AgentError."""
         found = await self._find(key)
         if found is None:
             raise AgentError(f"nothing was asked with the key {key!r}")
-        return _value(found)
+        _check_answered(found)
+        return found
 
-    async def leave(self, tail: tuple[EventBody, ...]) -> bool:
-        """Parks the run, whose agent has returned; returns whether that is so. Raises AgentError,
-        and IllegalCommand if the attempt is not the active one."""
+    async def leave(
+        self, tail: tuple[EventBody, ...], content: Callable[[], tuple[DraftMessage, ...]]
+    ) -> bool:
+        """Parks the run, whose agent has returned; returns whether that is so. `content` is the
+        output of the attempt. Raises AgentError, and IllegalCommand if the attempt is not the
+        active one."""
         assert self.leaving is not None  # noqa: S101 - the runner has checked it
         questions, checkpoint = self.leaving
         requests = [self._request(question) for question in questions]
         park = Park(checkpoint, round(self.timer.used * 1e6))
-        return bool(await self._post_requests(requests, park=park, tail=tail))
+        said = () if checkpoint else content()
+        return await self._post_requests(requests, park=park, tail=tail, content=said)
 
-    async def _post(self, question: Question) -> str:
+    async def _post(self, question: Question) -> bool:
+        """Returns whether the question is asked; if not, the run is about to end."""
         await self._outbox.flush()
         if self._outbox.is_closed:
-            return ""
+            return False
         self._outbox.pause()
         try:
-            names = await self._post_requests([self._request(question)])
+            return await self._post_requests([self._request(question)])
         finally:
             if not self.is_waiting:
                 self._outbox.go_on()
-        return names[0] if names else ""
 
     async def _post_requests(
         self,
@@ -207,16 +219,20 @@ class Asking:
         *,
         park: Park | None = None,
         tail: tuple[EventBody, ...] = (),
-    ) -> Sequence[str]:
+        content: tuple[DraftMessage, ...] = (),
+    ) -> bool:
+        number = self._asks + 1
         while True:
             try:
-                return await self._lane.ask(
+                asked = await self._lane.ask(
                     self._job,
                     tuple(requests),
                     self._outbox.events,
+                    number=number,
                     resumable=self._resumable,
                     park=park,
                     tail=tail,
+                    content=content,
                 )
             except InputLimit:
                 raise AgentError(
@@ -227,7 +243,10 @@ class Asking:
             except StoreUnavailable:
                 if self._store.failed is not None:
                     raise
-            # The lane knows the requests by their keys if the first commit was successful.
+            else:
+                self._asks = number
+                return bool(asked)
+            # The lane knows the number if the first commit was successful.
             await asyncio.sleep(RETRY_PAUSE)
 
     def _request(self, question: Question) -> InputRequest:
@@ -245,14 +264,12 @@ class Asking:
     async def _find(self, key: str) -> InputRequest | None:
         return await retry_read(self._store, lambda: self._store.find_input(self._job.run_key, key))
 
-    async def _read(self, name: str) -> InputRequest:
-        found = await self._store.get_input(self._job.key.tenant, name)
-        if found is None:
-            raise RunlaneError(f"input request {name!r} is missing from the store")
-        return found
-
 
 def _value(settled: InputRequest) -> Any:
+    return value_of(settled.question, _check_answered(settled))
+
+
+def _check_answered(settled: InputRequest) -> Answer:
     if settled.answer is None:
         raise AgentError("nobody answered an input request in time", reason=INPUT_EXPIRED)
-    return value_of(settled.question, settled.answer)
+    return settled.answer

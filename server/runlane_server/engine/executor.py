@@ -114,11 +114,12 @@ class Executor:
         """Makes the slots of workers those of their agents."""
         for each in self._agents:
             if isinstance(each.agent, WorkerAgent):
-                each.agent.workers.serve(each.name, partial(self._add_slots, each.name))
+                add_slots = partial(self.lanes.slots.add_offered, each.name)
+                each.agent.workers.serve(each.name, add_slots, self._grant_offered)
 
-    def _add_slots(self, agent: str, slots: int) -> None:
-        self.lanes.slots.add_offered(agent, slots)
-        if slots > 0 and self.membership is not None:
+    def _grant_offered(self) -> None:
+        self.lanes.slots.grant_offered()
+        if self.membership is not None:
             self.membership.poll_soon()
 
     @property
@@ -256,7 +257,8 @@ class Executor:
 
         def command(lane: Lane, _: Micros) -> Transition[LaneRun | None]:
             active = lane.active
-            if active is None or not self.can_continue(active):
+            # Of a parked run no worker is at work.
+            if active is None or active.asking.parked or not self.can_continue(active):
                 return Transition(lane, reply=None)
             if lost.host not in {None, active.host}:
                 # Its worker has returned to another node meanwhile.

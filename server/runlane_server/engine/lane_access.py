@@ -24,6 +24,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.observer import Observer
 from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
 from runlane_server.store.base import Store
@@ -84,9 +85,11 @@ class LaneAccess:
         requests: tuple[InputRequest, ...],
         events: int,
         *,
+        number: int,
         resumable: bool,
         park: Park | None,
         tail: tuple[EventBody, ...],
+        content: tuple[DraftMessage, ...],
     ) -> Sequence[str]:
         """Asks people; replies as `core.lane.ask` does. Raises StoreUnavailable and InputLimit."""
         if park is not None:
@@ -99,9 +102,11 @@ class LaneAccess:
                 requests,
                 at=at,
                 events=events,
+                number=number,
                 resumable=resumable,
                 park=park,
                 tail=tail,
+                content=content,
             ),
         )
 

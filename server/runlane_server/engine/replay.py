@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
+from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.model import (
+    CustomEvent,
     Folded,
     ReasoningDelta,
     RunEvent,
     RunKey,
     Started,
+    StepResult,
     TextDelta,
     ToolCall,
     ToolResult,
@@ -22,7 +25,16 @@ from runlane_server.store.base import Store
 
 EVENTS_PAGE = 1000
 
-_OUTPUT = (TextDelta, ReasoningDelta, ToolCall, ToolResult)
+_OUTPUT = (
+    TextDelta,
+    ReasoningDelta,
+    ToolCall,
+    ToolResult,
+    ArtifactPiece,
+    CustomEvent,
+    StepResult,
+)
+"""The events that an agent emits; a worker numbers them."""
 
 EVENTS_BYTES = 1 << 18
 """The size of a page of events, and the size of the output of a small run."""

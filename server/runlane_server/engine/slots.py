@@ -167,8 +167,12 @@ class Slots:
         self._grant_free()
 
     def add_offered(self, agent: str, slots: int) -> None:
-        """Changes the number of slots that workers offer or use for an agent."""
+        """Changes the number of slots that workers offer or use for an agent; `grant_offered` is to
+        be called when all agents of an offer are counted."""
         self.agents.add_offered(agent, slots)
+
+    def grant_offered(self) -> None:
+        """Grants slots that workers have offered."""
         self._grant_free()
 
     def close(self) -> None:
@@ -195,6 +199,7 @@ class Slots:
             if self._can_keep(lane, agent):
                 self.agents.put_back(self._in_use[lane])
                 self.agents.take(agent)
+                self.agents.reserve(agent, lane)
                 self._in_use[lane] = agent
                 return True
             if self._can_take(lane, agent):
@@ -210,6 +215,7 @@ class Slots:
         granted = self._granted.pop(lane)
         if granted != agent:
             self.agents.put_back(granted)
+            self.agents.give_back(granted, lane)
             if self._left(agent, lane.tenant) <= 0:
                 self._free += 1
                 self._tenants[lane.tenant].slots -= 1
@@ -217,6 +223,7 @@ class Slots:
                 self._grant_free()
                 return False
             self.agents.take(agent)
+            self.agents.reserve(agent, lane)
         self._in_use[lane] = agent
         return True
 
@@ -226,11 +233,11 @@ class Slots:
         if lane in self._in_use:
             return
         if lane in self._granted:
-            self.agents.put_back(self._granted.pop(lane))
-            self.agents.take(agent)
-        else:
-            self._acquire(lane, agent)
+            self._put_back(lane, self._granted.pop(lane))
+        # Its worker, if it has one, is to reconnect with a slot of its own.
+        self._count(lane, agent)
         self._in_use[lane] = agent
+        self._grant_free()
 
     def enqueue(self, lane: SessionKey, agent: Agent = None) -> None:
         """Queues a lane that has waiting runs, the next one for an agent."""
@@ -333,6 +340,11 @@ class Slots:
             self._on_grant(lane)
 
     def _acquire(self, lane: SessionKey, agent: Agent) -> None:
+        """Takes a free slot for a lane."""
+        self._count(lane, agent)
+        self.agents.reserve(agent, lane)
+
+    def _count(self, lane: SessionKey, agent: Agent) -> None:
         """Counts a slot for the lane's tenant, which comes last from now on, and for the agent."""
         self._free -= 1
         self._grants += 1
@@ -345,6 +357,7 @@ class Slots:
         self._free += 1
         self._tenants[lane.tenant].slots -= 1
         self.agents.put_back(agent)
+        self.agents.give_back(agent, lane)
 
     def _tenant_of(self, lane: SessionKey) -> _Tenant:
         tenant = self._tenants.get(lane.tenant)

@@ -6,13 +6,11 @@ attempt that was fenced off cannot add to it, and it is removed with the session
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from runlane_server.agents.base import AgentError
+from runlane.worker.steps import take_step
 from runlane_server.core.model import RunKey, StepResult
 from runlane_server.core.transition import LaneRun
 from runlane_server.store.base import Store
@@ -42,29 +40,21 @@ class StepJournal:
 
     async def step(self, key: str, work: Callable[[], Any]) -> Any:
         """Does the work of a step unless its result is stored. Returns the result."""
-        found = await self.find(key)
-        if found is not None:
-            return json.loads(found)
-        if key in self._working:
-            raise AgentError(f"step {key!r} is at work already; give each step a key of its own")
-        self._working.add(key)
-        try:
-            result = work()
-            if inspect.isawaitable(result):
-                result = await result
-            return json.loads(await self.keep(key, result))
-        finally:
-            self._working.discard(key)
+        return await take_step(self, key, work, self._working)
 
-    async def find(self, key: str) -> str | None:
+    async def find_step(self, key: str) -> str | None:
         """The stored result of a step, as JSON."""
         if not self._is_loaded:
             await self._load()
         return self._results.get(key)
 
-    async def keep(self, key: str, result: object) -> str:
+    def remember(self, step: StepResult) -> None:
+        """Takes the result of a step that was added to the output."""
+        self._results[step.key] = step.json
+
+    async def keep_step(self, key: str, result: object) -> str:
         """Makes the result of a step durable. Returns it as JSON; the first one of a key counts."""
-        known = await self.find(key)
+        known = await self.find_step(key)
         if known is None:
             known = self._results[key] = (await self._store_step(key, result)).json
         return known

@@ -7,10 +7,12 @@ import hmac
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from runlane_server.agents.base import FoldedPrompt
-from runlane_server.agents.worker.turn import AttemptEnd
+from runlane_server.agents.base import AgentError, FoldedPrompt
+from runlane_server.agents.questions import Asked
+from runlane_server.agents.worker.turn import AttemptEnd, KeptStep
+from runlane_server.core.input import InputRequest
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import Micros, SessionKey
+from runlane_server.core.model import Micros, SessionKey, StepResult
 from runlane_server.core.transition import LaneRun
 from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.outbox import Outbox
@@ -19,7 +21,7 @@ from runlane_server.store.base import Store
 
 class WorkerTurn(AgentTurn):
     """Implements `agents.worker.turn.DurableTurn`. `folded` are the runs that joined a resumed turn
-    before."""
+    before; `put_step` adds the result of a step to the output."""
 
     def __init__(
         self,
@@ -27,6 +29,7 @@ class WorkerTurn(AgentTurn):
         store: Store,
         *,
         outbox: Outbox,
+        put_step: Callable[[str, object], StepResult],
         end: AttemptEnd,
         limits: Limits,
         folded: Sequence[str],
@@ -42,6 +45,7 @@ class WorkerTurn(AgentTurn):
         self.folded: Sequence[FoldedPrompt] = ()
         self._folded_ids = folded
         self._outbox = outbox
+        self._put_step = put_step
 
     async def load(self) -> None:
         """Loads what the worker does not have yet."""
@@ -49,6 +53,29 @@ class WorkerTurn(AgentTurn):
             await super().load()
             return
         self.folded = [await self.prompt_of(run_id) for run_id in self._folded_ids]
+
+    async def keep(self, step: KeptStep) -> None:
+        """Adds the result of a step to the output. Raises AgentError."""
+        if await self._journal.find_step(step.key) is not None:
+            raise AgentError(
+                f"step {step.key!r} has a result already; ask with find_step before the work"
+            )
+        self._journal.remember(self._put_step(step.key, step.result))
+
+    async def find_durable_step(self, key: str) -> str | None:
+        """The result of a step, once it is durable."""
+        found = await self._journal.find_step(key)
+        if found is not None:
+            await self._outbox.flush()
+        return found
+
+    async def park(self, questions: Sequence[Asked]) -> bool:
+        """Makes the run wait for people, unless all is answered."""
+        return await self._asking.begin_to_leave(questions, checkpoint="")
+
+    async def answered(self, key: str) -> InputRequest:
+        """An answered question of the run."""
+        return await self._asking.settled(key)
 
     def follow_stored(self, on_stored: Callable[[int], None]) -> None:
         """Calls `on_stored` with the number of durable events, whenever it grows."""

@@ -128,15 +128,23 @@ class _Execution:
 
     async def _emit(self, event: AgentEvent) -> None:
         try:
-            if isinstance(event, Artifact | Custom | Result):
-                raise AgentError(_NOT_HERE.format(f"the event {type(event).__name__}"))
-            checked = (
-                self._check.report(event) if isinstance(event, Report) else self._check.event(event)
-            )
+            checked = self._checked(event)
         except (InvalidAgentEvent, AgentError) as refused:
             self._refused = self._refused or refused
             raise
         await self._turn.emit(checked)  # type: ignore[arg-type] # its classes have the same fields
+
+    def _checked(self, event: AgentEvent) -> object:
+        match event:
+            case Report():
+                return self._check.report(event)
+            case Result():
+                self._check.result(event)
+            case Artifact() | Custom():
+                self._check.event(event)
+            case _:
+                return self._check.event(event)
+        return event
 
 
 def _is_stopped() -> bool:
@@ -188,17 +196,17 @@ class _WorkerTurn:
         """Raises AgentError."""
         raise AgentError(_NOT_HERE.format("turn.answer_to"))
 
-    async def step(self, *_: Any) -> Any:
-        """Raises AgentError."""
-        raise AgentError(_NOT_HERE.format("turn.step"))
+    async def step(self, key: str, work: Callable[[], Any]) -> Any:
+        """Does the work of a step unless its result is stored."""
+        return await self._turn.step(key, work)
 
     async def find_step(self, key: str) -> str | None:
-        """Raises AgentError."""
-        raise AgentError(_NOT_HERE.format("turn.step"))
+        """The stored result of a step."""
+        return await self._turn.find_step(key)
 
     async def keep_step(self, key: str, result: object) -> str:
-        """Raises AgentError."""
-        raise AgentError(_NOT_HERE.format("turn.step"))
+        """Makes the result of a step durable."""
+        return await self._turn.keep_step(key, result)
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event to the output."""

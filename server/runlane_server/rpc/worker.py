@@ -14,12 +14,13 @@ from structlog.contextvars import bind_contextvars
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1 import worker_service_pb2_grpc
 from runlane_server.access.caller import CALLER, tenant
+from runlane_server.agents.base import AgentError
 from runlane_server.agents.worker.messages import Acked, Downstream
 from runlane_server.agents.worker.slot import Resumption, Slot
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import InvalidArgument, RunlaneError
 from runlane_server.engine.coordinator import Coordinator
-from runlane_server.rpc import worker_messages
+from runlane_server.rpc import worker_events, worker_messages
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -115,7 +116,13 @@ class _Stream:
         self._take_offer = take_offer
 
     async def take(self, request: pb.WorkRequest) -> None:
-        """Takes a message. Raises InvalidArgument."""
+        """Takes a message. Raises InvalidArgument; an AgentError fails the run."""
+        try:
+            await self._take(request)
+        except AgentError as error:
+            self._slot.refuse(request.WhichOneof("message") or "", error)
+
+    async def _take(self, request: pb.WorkRequest) -> None:  # noqa: C901 - one per kind
         slot = self._slot
         match request.WhichOneof("message"):
             case "offer":
@@ -124,14 +131,15 @@ class _Stream:
             case "begun":
                 slot.begin()
             case "emit":
-                number, events = worker_messages.events(request.emit)
+                number, events = worker_events.events(request.emit)
                 await slot.emit(number, events)
             case "finish":
                 finish = request.finish
-                await slot.finish(finish.number, worker_messages.finish_report(finish))
+                report, result = worker_events.finished(finish)
+                await slot.finish(finish.number, report, result=result)
             case "fail":
                 fail = request.fail
-                report, error = worker_messages.failure(fail)
+                report, error = worker_events.failure(fail)
                 await slot.finish(fail.number, report, error)
             case "hand_back" if slot.is_offering or slot.is_paused:
                 self._workers.withdraw(slot)
@@ -142,6 +150,10 @@ class _Stream:
                 await slot.take_folded(request.take_folded.number)
             case "get_history":
                 await slot.send_history()
+            case "ask":
+                await slot.ask(worker_events.questions(request.ask))
+            case "find_step":
+                await slot.find_step(worker_events.step_key(request.find_step))
             case _:
                 raise InvalidArgument.of("message", "is missing, or of a newer protocol version")
 

@@ -1,34 +1,28 @@
-"""Conversion between the messages of workers and records."""
+"""Conversion between the messages of workers and records; `worker_events` has what agents emit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from runlane.v1 import run_pb2
 from runlane.worker.v1 import worker_service_pb2 as pb
-from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Report
+from runlane_server.agents.base import FoldedPrompt
 from runlane_server.agents.worker.messages import (
     Acked,
+    Answered,
     Assigned,
     Down,
     Fenced,
+    FoundStep,
     Joined,
+    Parked,
     Stopped,
     Transcript,
 )
 from runlane_server.agents.worker.slot import Resumption
 from runlane_server.core.errors import Unsupported
-from runlane_server.core.model import (
-    FinishReason,
-    Message,
-    ReasoningDelta,
-    RunKey,
-    TextDelta,
-    ToolCall,
-    ToolResult,
-    Usage,
-)
-from runlane_server.rpc import convert
+from runlane_server.core.input import InputRequest
+from runlane_server.core.model import Message, RunKey
+from runlane_server.rpc import convert, inputs
 from runlane_server.rpc.checks import MAX_ID_BYTES, Checks
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import Page
@@ -38,22 +32,8 @@ PROTOCOL_VERSION = 1
 MAX_AGENTS = 100
 """Agents of an offer."""
 
-MAX_EVENTS = 1000
-"""Events of an emit."""
-
-MAX_DELTA_CHARS = 1 << 16
-"""Characters of a delta: one stored event."""
-
 WINDOW = 4096
 """Events that may be on their way without an acknowledgement."""
-
-# The reverse of `convert.FINISH_REASONS`, for the reasons that an agent may report.
-_FINISH_REASONS: dict[int, FinishReason] = {
-    value: reason
-    for reason, value in convert.FINISH_REASONS.items()
-    if reason in {FinishReason.STOP, FinishReason.LENGTH, FinishReason.CONTENT_FILTER}
-}
-
 
 # --- From a worker --------------------------------------------------------------------------------
 
@@ -87,80 +67,6 @@ def resumption(resume: pb.WorkRequest.Resume, tenant: str) -> Resumption:
     return Resumption(key, resume.attempt, resume.fence, frozenset(resume.folded_run_ids))
 
 
-def events(emit: pb.WorkRequest.Emit) -> tuple[int, Sequence[AgentEvent]]:
-    """The number of the first event of an emit, and its events. Raises InvalidArgument."""
-    checks = Checks()
-    checks.between("emit.number", emit.number, 1)
-    checks.count("emit.events", emit.events, MAX_EVENTS)
-    if not emit.events:
-        checks.reject("emit.events", "is empty")
-    found = [_event(checks, f"emit.events[{n}]", sent) for n, sent in enumerate(emit.events)]
-    checks.finish()
-    return emit.number, found
-
-
-def _event(checks: Checks, field: str, sent: pb.Event) -> AgentEvent:
-    match sent.WhichOneof("event"):
-        case "text_delta":
-            return TextDelta(_delta(checks, f"{field}.text_delta", sent.text_delta))
-        case "reasoning_delta":
-            return ReasoningDelta(_delta(checks, f"{field}.reasoning_delta", sent.reasoning_delta))
-        case "tool_call":
-            call = sent.tool_call
-            return ToolCall(call.tool_call_id, call.name, call.arguments_json)
-        case "tool_result":
-            result = sent.tool_result
-            return ToolResult(result.tool_call_id, result.name, result.content, result.is_error)
-        case _:
-            checks.reject(field, "has no event, or one of a newer protocol version")
-            return TextDelta("")
-
-
-def _delta(checks: Checks, field: str, text: str) -> str:
-    if not text:
-        checks.reject(field, "is empty")
-    elif len(text) > MAX_DELTA_CHARS:
-        checks.reject(field, f"has {len(text)} characters; the limit is {MAX_DELTA_CHARS}")
-    return text
-
-
-def finish_report(finish: pb.WorkRequest.Finish) -> Report:
-    """The report of a turn that completed. Raises InvalidArgument."""
-    checks = Checks()
-    reason = FinishReason.STOP
-    if finish.finish_reason != run_pb2.FINISH_REASON_UNSPECIFIED:
-        reason = checks.enum(
-            "finish.finish_reason", finish.finish_reason, _FINISH_REASONS.get, reason
-        )
-    checks.finish()
-    return _report(finish, reason)
-
-
-def failure(fail: pb.WorkRequest.Fail) -> tuple[Report, AgentError]:
-    """The report of a turn that failed, and its error."""
-    message = fail.message or "the agent failed"
-    return _report(fail, None), AgentError(message, reason=fail.reason or "AGENT_ERROR")
-
-
-def _report(
-    sent: pb.WorkRequest.Finish | pb.WorkRequest.Fail, reason: FinishReason | None
-) -> Report:
-    usage = sent.usage
-    return Report(
-        usage=Usage(
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.cache_read_tokens,
-            usage.cache_write_tokens,
-            usage.requests,
-        )
-        if sent.HasField("usage")
-        else None,
-        model=sent.model or None,
-        finish_reason=reason,
-    )
-
-
 # --- To a worker ----------------------------------------------------------------------------------
 
 
@@ -179,6 +85,18 @@ def encode(message: Down) -> Iterator[pb.WorkResponse]:
             yield pb.WorkResponse(fenced=pb.WorkResponse.Fenced(message=why))
         case Transcript(messages):
             yield from _transcript(messages)
+        case Answered(requests):
+            answers = [_answer(one) for one in requests]
+            yield pb.WorkResponse(answers=pb.WorkResponse.Answers(answers=answers))
+        case Parked():
+            yield pb.WorkResponse(parked=pb.WorkResponse.Parked())
+        case FoundStep(key, result):
+            yield pb.WorkResponse(step=pb.WorkResponse.Step(key=key, result=result))
+
+
+def _answer(request: InputRequest) -> pb.WorkResponse.Answer:
+    found = inputs.input_request(request)
+    return pb.WorkResponse.Answer(key=found.key, answer=found.answer)
 
 
 def _turn(assigned: Assigned) -> pb.WorkResponse.Turn:

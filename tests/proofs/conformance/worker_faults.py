@@ -8,6 +8,7 @@ EXECUTOR, OUTBOX = "engine/executor.py", "engine/outbox.py"
 EXECUTION, SLOT = "agents/worker/execution.py", "agents/worker/slot.py"
 WORKERS = "agents/worker/workers.py"
 RPC, MESSAGES = "rpc/worker.py", "rpc/worker_messages.py"
+EVENTS = "rpc/worker_events.py"
 
 WORKER_FAULTS = (
     Fault(
@@ -27,7 +28,7 @@ WORKER_FAULTS = (
             ),
             Edit(
                 "engine/agent_room.py",
-                "        return test is None or test(tenant)\n",
+                "        return self._sources[agent].offers_to(agent, tenant)\n",
                 "        return True\n",
             ),
         ),
@@ -116,7 +117,13 @@ WORKER_FAULTS = (
     Fault(
         "a text without a limit",
         (34,),
-        (Edit(MESSAGES, "    elif len(text) > MAX_DELTA_CHARS:\n", "    elif False:\n"),),
+        (
+            Edit(
+                EVENTS,
+                "    elif len(text) > MAX_DELTA_CHARS:\n",
+                "    elif False:\n",
+            ),
+        ),
         case="Wrong output ends the stream",
     ),
     Fault(

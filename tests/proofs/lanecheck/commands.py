@@ -94,7 +94,8 @@ class Command:
     """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
     `agent` the one that it names, or the one whose waiting runs fail; `error` is why a finish
     fails, and `at` is the time of a dispatch; `host` is the node of the active run's supervisor, or
-    the one that adopts it; `key` is that of the question asked or answered."""
+    the one that adopts it; `key` is that of the question asked or answered; an agent that parks
+    to `restart` leaves no checkpoint."""
 
     verb: Verb
     token: str = ""
@@ -115,6 +116,8 @@ class Command:
     has_default: bool = False
     resumable: bool = False
     park: bool = False
+    restart: bool = False
+    repeated: bool = False
 
     def __str__(self) -> str:
         node = () if self.host is None else (f"on {self.host!r}",)
@@ -137,7 +140,8 @@ class Command:
             Verb.ADOPT: (self.run_id, str(self.attempt), *node),
             Verb.ASK: (
                 *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
-                *("resumable" * self.resumable, "park" * self.park),
+                *("resumable" * self.resumable, "park" * self.park, "restart" * self.restart),
+                "repeated" * self.repeated,
             ),
             Verb.ANSWER: (self.run_id, self.key),
             Verb.EXPIRE: (self.run_id, self.key),
@@ -229,6 +233,10 @@ class Command:
         found = self.input_of(lane)
         return "unknown" if found is None else found.input_request_id
 
+    def asks(self, lane: Lane) -> int:
+        """The number of asks of the active run so far."""
+        return lane.active.asking.asks if lane.active else 0
+
     def asked(self, lane: Lane) -> InputRequest:
         """The request of an ask."""
         count = lane.active.asking.asked if lane.active else 0
@@ -274,8 +282,10 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         (self.asked(lane),),
         at=AT,
         events=streamed(lane),
+        number=self.asks(lane) + (not self.repeated),
         resumable=self.resumable,
-        park=Park("state", 1) if self.park else None,
+        park=Park("" if self.restart else "state", 1) if self.park else None,
+        content=spoken(lane) if self.park else (),
     ),
     Verb.ANSWER: lambda rules, lane, self: rules.answer(
         lane, self.run_id, self.input_id_of(lane), ANSWER, at=AT
@@ -403,8 +413,11 @@ def ask(
     has_default: bool = False,
     resumable: bool = False,
     park: bool = False,
+    restart: bool = False,
+    repeated: bool = False,
 ) -> Command:
-    """A question of the active run."""
+    """A question of the active run; `repeated`: its supervisor asks it again, as it does not know
+    that the last ask of the run was committed."""
     return Command(
         Verb.ASK,
         run_id=run_id,
@@ -412,7 +425,9 @@ def ask(
         key=key,
         has_default=has_default,
         resumable=resumable,
-        park=park,
+        park=park or restart,
+        restart=restart,
+        repeated=repeated,
     )
 
 

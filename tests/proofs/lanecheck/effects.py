@@ -346,6 +346,16 @@ def _input(before: Lane, _: Command, made: Transition) -> str | None:
     return None if same and others else "input concerns one run (R40)"
 
 
+def _ask(before: Lane, command: Command, made: Transition) -> str | None:
+    """An agent that starts again gives back what it folded in."""
+    gives_back = command.restart and made.needs_commit and not is_parked(before.active)
+    if not (gives_back and before.folded):
+        return _input(before, command, made)
+    back = [run.run_id for run in (*before.folded, *before.waiting)]
+    kept = [run.run_id for run in made.lane.waiting] == back and not made.lane.folded
+    return None if kept and not made.completes else "what it had folded waits again (R7, R44)"
+
+
 def _is_coverable(lane: Lane) -> bool:
     return lane.active is not None and lane.active.state in {_S.ACTIVE, _S.INPUT_REQUIRED}
 
@@ -362,7 +372,7 @@ _EFFECTS: Mapping[Verb, Callable[[Lane, Command, Transition], str | None]] = {
     Verb.CANCEL: _cancel,
     Verb.DRAIN: _drain,
     Verb.FINISH: _finish,
-    Verb.ASK: _input,
+    Verb.ASK: _ask,
     Verb.ANSWER: _input,
     Verb.EXPIRE: _input,
     Verb.RESUME: _input,

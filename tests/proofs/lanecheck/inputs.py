@@ -119,6 +119,9 @@ def _check_numbers(before: Lane, command: Command, made: Transition) -> None:
 
 def _check_command(before: Lane, command: Command, made: Transition) -> None:
     was, active = before.active, made.lane.active
+    if command.verb is Verb.ASK and command.repeated:
+        require(made.lane == before and not made.needs_commit, "nobody is asked twice (R44)")
+        return
     match command.verb:
         case Verb.ASK if was is not None and not (is_cancelling(was) or was.asking.expired):
             settled = command.key in {key for _, _, key in was.asking.late}
@@ -128,6 +131,8 @@ def _check_command(before: Lane, command: Command, made: Transition) -> None:
             known = next((one for one in was.asking.pending if one.key == command.key), None)
             if known is not None:
                 require(made.reply == (known.input_request_id,), "nobody is asked twice (R44)")
+            if command.park and active is not None and not was.asking.parked:
+                _check_park(before, command, made, active)
         case Verb.ASK:
             require(not made.needs_commit, "a run that is about to end asks nothing (R42)")
         case Verb.RESUME:
@@ -145,6 +150,18 @@ def _check_command(before: Lane, command: Command, made: Transition) -> None:
             _check_lost(before, made)
         case _:
             pass
+
+
+def _check_park(before: Lane, command: Command, made: Transition, active: LaneRun) -> None:
+    """An agent that leaves without a checkpoint starts again, and what it folded in waits again."""
+    require(active.asking.parked and not active.host, "a parked run has no node (R44)")
+    require(active.asking.restarts == command.restart, "without a checkpoint it starts again (R44)")
+    if command.restart:
+        waiting = {run.run_id for run in made.lane.waiting}
+        folded = {run.run_id for run in before.folded}
+        require(not made.lane.folded and folded <= waiting, "what it folded in waits again (R44)")
+    else:
+        require(made.lane.folded == before.folded, "its turn goes on (R44)")
 
 
 def _check_resume(before: Lane, made: Transition) -> None:

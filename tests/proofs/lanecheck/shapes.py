@@ -73,6 +73,7 @@ SHAPES: Mapping[str, Sequence[Command]] = {
     "expired": [*_ASKED, expire("a")],
     "parked": [*_ACTIVE, *enter("b"), ask("a", park=True)],
     "parked to restart": [*_ACTIVE, ask("a", resumable=True), NODE_LOST],
+    "asked to restart": [*_FOLDED, *enter("b"), ask("a", restart=True)],
     "active again + open request": [*_ASKED, NODE_LOST, DISPATCH],
     "active again + late answer": [*_ASKED, NODE_LOST, DISPATCH, answer("a")],
     "retried behind another": [*_RETRIED_FOLD, *enter("i", _INTERRUPT), DISPATCH],

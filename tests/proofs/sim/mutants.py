@@ -17,6 +17,7 @@ from runlane_server.agents.worker.workers import Workers
 from runlane_server.engine.agent_room import AgentRoom
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.executor import Executor
+from runlane_server.engine.folds import Folds
 from runlane_server.engine.lane_cache import LaneCache
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.outbox import Outbox
@@ -176,7 +177,7 @@ MUTANTS = (
     ),
     Mutant(
         "a folded run that is not counted",
-        Runner,
+        Folds,
         "_fold_in",
         "before + len(folded)",
         "before",
@@ -213,7 +214,7 @@ MUTANTS = (
         "a run whose backoff is over and that leaves its queue again and again",
         Lanes,
         "_act",
-        "is_due=not decision.backs_off",
+        "is_due=can_start",
         "is_due=False",
     ),
     Mutant(
@@ -304,8 +305,8 @@ MUTANTS = (
         "a slot of a worker that is given to its agent twice",
         Workers,
         "withdraw",
-        "self._agents[agent].add_slots(-1)",
-        "pass",
+        "                self._agents[agent].add_slots(-1)",
+        "                pass",
     ),
 )
 

@@ -615,7 +615,12 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP TYPE kept_part;
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
-        DROP FUNCTION commit_retries;
+        DROP FUNCTION commit_in_order, commit_retries;
+        DROP TABLE lane_events;
+        DROP TYPE lane_event;
+        DROP TRIGGER trim_lane ON events;
+        DROP TRIGGER remove_lane_events ON sessions;
+        DROP FUNCTION trim_lane, remove_lane_events;
         DROP TYPE retried_run;
         ALTER TABLE runs DROP COLUMN retry;
         DROP TABLE input_requests;
@@ -745,6 +750,8 @@ READS = [
     "claim",
     "waiting_runs",
     "hosts",
+    "lane_events",
+    "lane_versions",
 ]
 
 

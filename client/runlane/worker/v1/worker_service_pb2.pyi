@@ -5,9 +5,11 @@ Calls of processes that execute runs for a server."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from runlane.v1 import input_pb2 as _input_pb2
 from runlane.v1 import run_pb2 as _run_pb2
 from runlane.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
@@ -143,12 +145,15 @@ class WorkRequest(_message.Message):
         USAGE_FIELD_NUMBER: _builtins.int
         MODEL_FIELD_NUMBER: _builtins.int
         FINISH_REASON_FIELD_NUMBER: _builtins.int
+        RESULT_JSON_FIELD_NUMBER: _builtins.int
         number: _builtins.int
         """The number of the last event of the turn; 0 if it has none."""
         model: _builtins.str
         """The name of the model; empty if there was none."""
         finish_reason: _run_pb2.FinishReason.ValueType
         """Why the agent stopped; unspecified means STOP."""
+        result_json: _builtins.str
+        """The structured result of the run, a JSON value of at most 1 MiB; empty for none."""
         @_builtins.property
         def usage(self) -> _run_pb2.Usage:
             """Resources used by the turn."""
@@ -160,10 +165,11 @@ class WorkRequest(_message.Message):
             usage: _run_pb2.Usage | None = ...,
             model: _builtins.str = ...,
             finish_reason: _run_pb2.FinishReason.ValueType = ...,
+            result_json: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "model", b"model", "number", b"number", "usage", b"usage"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "model", b"model", "number", b"number", "result_json", b"result_json", "usage", b"usage"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,6 +283,50 @@ class WorkRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Ask(_message.Message):
+        """Asks people. The output before it is stored first. The answer is `answers` if all is answered
+        already, by an earlier attempt; otherwise it is `parked`, and the turn of the worker is over.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        QUESTIONS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Question]:
+            """1 to 16 questions, each with another key."""
+
+        def __init__(
+            self,
+            *,
+            questions: _abc.Iterable[Global___Question] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["questions", b"questions"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FindStep(_message.Message):
+        """Asks for the result of a step."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """The key of the step; 1 to 128 bytes."""
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OFFER_FIELD_NUMBER: _builtins.int
     EMIT_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
@@ -284,6 +334,8 @@ class WorkRequest(_message.Message):
     HAND_BACK_FIELD_NUMBER: _builtins.int
     TAKE_FOLDED_FIELD_NUMBER: _builtins.int
     GET_HISTORY_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
+    FIND_STEP_FIELD_NUMBER: _builtins.int
     BEGUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def offer(self) -> Global___WorkRequest.Offer:
@@ -314,6 +366,14 @@ class WorkRequest(_message.Message):
         """Asks for the transcript."""
 
     @_builtins.property
+    def ask(self) -> Global___WorkRequest.Ask:
+        """Asks people."""
+
+    @_builtins.property
+    def find_step(self) -> Global___WorkRequest.FindStep:
+        """Asks for the result of a step."""
+
+    @_builtins.property
     def begun(self) -> Global___WorkRequest.Begun:
         """The worker has the turn."""
 
@@ -327,21 +387,84 @@ class WorkRequest(_message.Message):
         hand_back: Global___WorkRequest.HandBack | None = ...,
         take_folded: Global___WorkRequest.TakeFolded | None = ...,
         get_history: Global___WorkRequest.GetHistory | None = ...,
+        ask: Global___WorkRequest.Ask | None = ...,
+        find_step: Global___WorkRequest.FindStep | None = ...,
         begun: Global___WorkRequest.Begun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "emit", b"emit", "fail", b"fail", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "begun", b"begun", "emit", b"emit", "fail", b"fail", "find_step", b"find_step", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "emit", b"emit", "fail", b"fail", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "begun", b"begun", "emit", b"emit", "fail", b"fail", "find_step", b"find_step", "finish", b"finish", "get_history", b"get_history", "hand_back", b"hand_back", "message", b"message", "offer", b"offer", "take_folded", b"take_folded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["offer", "emit", "finish", "fail", "hand_back", "take_folded", "get_history", "begun"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["offer", "emit", "finish", "fail", "hand_back", "take_folded", "get_history", "ask", "find_step", "begun"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WorkRequest: _TypeAlias = WorkRequest  # noqa: Y015
 
 @_typing.final
+class Question(_message.Message):
+    """A question to people: for an approval with `tool_name`, for a choice with `choices`, for a form
+    with `schema_json`, otherwise for a text. The server refuses a question that nobody can answer:
+    the run fails with QUESTION_INVALID.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    DEFAULT_JSON_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Names the question within its run: a later attempt that asks with the same key gets the same
+    answer, and nobody is asked twice. 1 to 128 bytes.
+    """
+    text: _builtins.str
+    """The question."""
+    tool_name: _builtins.str
+    """The name of the tool whose call is to be approved."""
+    arguments_json: _builtins.str
+    """The arguments of the call, a JSON object; empty for none."""
+    schema_json: _builtins.str
+    """The JSON Schema (2020-12) of the form."""
+    default_json: _builtins.str
+    """The answer that then applies, a JSON value; for an approval `true` or `false`. Empty for none."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The choices; at most 100."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """The time after which the default applies; without one the run fails with INPUT_EXPIRED. Unset:
+        the question does not expire.
+        """
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        text: _builtins.str = ...,
+        tool_name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
+        schema_json: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        default_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "choices", b"choices", "default_json", b"default_json", "key", b"key", "schema_json", b"schema_json", "text", b"text", "timeout", b"timeout", "tool_name", b"tool_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Question: _TypeAlias = Question  # noqa: Y015
+
+@_typing.final
 class Event(_message.Message):
-    """An event that an agent emits."""
+    """An event that an agent emits. JSON that is none, and content above the limits, fail the run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -349,6 +472,9 @@ class Event(_message.Message):
     REASONING_DELTA_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
     TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    CUSTOM_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     text_delta: _builtins.str
     """A piece of the output text; 1 to 65,536 characters."""
     reasoning_delta: _builtins.str
@@ -361,6 +487,20 @@ class Event(_message.Message):
     def tool_result(self) -> _run_pb2.ToolResult:
         """A tool returned a result."""
 
+    @_builtins.property
+    def artifact(self) -> _run_pb2.Artifact:
+        """The agent made an artifact, or a piece of one."""
+
+    @_builtins.property
+    def custom(self) -> _run_pb2.RunEvent.Custom:
+        """An event of a type that the agent defines."""
+
+    @_builtins.property
+    def step(self) -> _run_pb2.RunEvent.Step:
+        """The agent finished a step. Once the event is acknowledged, later attempts get the result, and
+        the agent may go on. A key has one result: ask with `find_step` first.
+        """
+
     def __init__(
         self,
         *,
@@ -368,12 +508,15 @@ class Event(_message.Message):
         reasoning_delta: _builtins.str = ...,
         tool_call: _run_pb2.ToolCall | None = ...,
         tool_result: _run_pb2.ToolResult | None = ...,
+        artifact: _run_pb2.Artifact | None = ...,
+        custom: _run_pb2.RunEvent.Custom | None = ...,
+        step: _run_pb2.RunEvent.Step | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "reasoning_delta", b"reasoning_delta", "text_delta", b"text_delta", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "custom", b"custom", "event", b"event", "reasoning_delta", b"reasoning_delta", "step", b"step", "text_delta", b"text_delta", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "reasoning_delta", b"reasoning_delta", "text_delta", b"text_delta", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "custom", b"custom", "event", b"event", "reasoning_delta", b"reasoning_delta", "step", b"step", "text_delta", b"text_delta", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["text_delta", "reasoning_delta", "tool_call", "tool_result"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["text_delta", "reasoning_delta", "tool_call", "tool_result", "artifact", "custom", "step"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -620,12 +763,107 @@ class WorkResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Answers(_message.Message):
+        """The answers to an `ask`."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ANSWERS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkResponse.Answer]:
+            """One for each question, in the same order."""
+
+        def __init__(
+            self,
+            *,
+            answers: _abc.Iterable[Global___WorkResponse.Answer] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Answer(_message.Message):
+        """The answer to a question."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        ANSWER_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """The key of the question."""
+        @_builtins.property
+        def answer(self) -> _input_pb2.InputAnswer:
+            """The answer, and the record of its origin."""
+
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            answer: _input_pb2.InputAnswer | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Parked(_message.Message):
+        """The run waits for people; the turn is over for the worker. Stop the agent and offer again. When
+        all is answered, the run starts again, with this worker or another one: as a further attempt,
+        which does not count against `max_attempts`.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Step(_message.Message):
+        """The answer to a `find_step`."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        RESULT_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """The key of the step."""
+        result: _builtins.str
+        """The stored result, a JSON value; unset if there is none."""
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            result: _builtins.str | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "key", b"key", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__result: _TypeAlias = _typing.Literal["result"]  # noqa: Y015
+        _WhichOneofArgType__result: _TypeAlias = _typing.Literal["_result", b"_result"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__result) -> _WhichOneofReturnType__result | None: ...
+
     TURN_FIELD_NUMBER: _builtins.int
     ACKED_FIELD_NUMBER: _builtins.int
     FOLDED_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     FENCED_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def turn(self) -> Global___WorkResponse.Turn:
         """A turn to execute."""
@@ -650,6 +888,18 @@ class WorkResponse(_message.Message):
     def history(self) -> Global___WorkResponse.History:
         """The transcript before the turn."""
 
+    @_builtins.property
+    def answers(self) -> Global___WorkResponse.Answers:
+        """The answers to an `ask`."""
+
+    @_builtins.property
+    def parked(self) -> Global___WorkResponse.Parked:
+        """The run waits for people."""
+
+    @_builtins.property
+    def step(self) -> Global___WorkResponse.Step:
+        """The answer to a `find_step`."""
+
     def __init__(
         self,
         *,
@@ -659,12 +909,15 @@ class WorkResponse(_message.Message):
         cancel: Global___WorkResponse.Cancel | None = ...,
         fenced: Global___WorkResponse.Fenced | None = ...,
         history: Global___WorkResponse.History | None = ...,
+        answers: Global___WorkResponse.Answers | None = ...,
+        parked: Global___WorkResponse.Parked | None = ...,
+        step: Global___WorkResponse.Step | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "cancel", b"cancel", "fenced", b"fenced", "folded", b"folded", "history", b"history", "message", b"message", "turn", b"turn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "answers", b"answers", "cancel", b"cancel", "fenced", b"fenced", "folded", b"folded", "history", b"history", "message", b"message", "parked", b"parked", "step", b"step", "turn", b"turn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "cancel", b"cancel", "fenced", b"fenced", "folded", b"folded", "history", b"history", "message", b"message", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "answers", b"answers", "cancel", b"cancel", "fenced", b"fenced", "folded", b"folded", "history", b"history", "message", b"message", "parked", b"parked", "step", b"step", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["turn", "acked", "folded", "cancel", "fenced", "history"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["turn", "acked", "folded", "cancel", "fenced", "history", "answers", "parked", "step"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -21,6 +21,9 @@ class WorkerAgent:
     outlives_node = True
     """Whether an attempt can continue on another node, or after a restart of this one (R36)."""
 
+    resumable = True
+    """A run that waits for input starts again, on any worker (R44)."""
+
     def __init__(self, workers: Workers, name: str = DEFAULT_NAME) -> None:
         self.workers = workers
         self.name = name
@@ -44,10 +47,12 @@ class WorkerAgent:
                 execution.wait_for_worker()
             else:
                 await self.workers.assign(execution)
-            report, error = await execution.wait()
+            report, result, error = await execution.wait()
             error = workers.judge(execution, error)
             if report is not None:
                 yield report
+            if result is not None:
+                yield result
             if error is not None:
                 raise error
         except CancelledError:

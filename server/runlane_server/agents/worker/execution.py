@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Report
-from runlane_server.agents.worker.messages import Acked, Assigned, Joined, Stopped, Transcript
+from runlane_server.agents.base import AgentError, FoldedPrompt, Report, Result
+from runlane_server.agents.questions import Asked
+from runlane_server.agents.worker.messages import (
+    Acked,
+    Answered,
+    Assigned,
+    FoundStep,
+    Joined,
+    Parked,
+    Stopped,
+    Transcript,
+)
 from runlane_server.agents.worker.returns import MAX_RETURNS
-from runlane_server.agents.worker.turn import AttemptLost, DurableTurn, HandedBack
+from runlane_server.agents.worker.turn import (
+    AttemptLost,
+    DurableTurn,
+    Emitted,
+    HandedBack,
+    KeptStep,
+)
 from runlane_server.core.errors import Draining, InvalidArgument, RunlaneError
 
 if TYPE_CHECKING:
@@ -25,6 +41,14 @@ NEVER_BEGUN = "the worker that was to execute it was lost"
 REFUSED = "the server refused what the worker sent again and again"
 GIVEN_BACK = f"workers gave it back {MAX_RETURNS} times in a row"
 """Messages of runs that end INTERRUPTED."""
+
+
+class Ended(NamedTuple):
+    """The end of a turn: its report, and why it failed or was lost."""
+
+    report: Report | None = None
+    result: Result | None = None
+    error: AgentError | None = None
 
 
 def _ignore() -> None:
@@ -58,6 +82,7 @@ class Execution:
             asyncio.get_running_loop().create_future()
         )
         self._report: Report | None = None
+        self._result: Result | None = None
         self._is_stopped = False
         self.has_slot = False
         """Whether a slot of a worker was used for the attempt."""
@@ -76,11 +101,11 @@ class Execution:
 
     # --- For the agent ------------------------------------------------------------------------
 
-    async def wait(self) -> tuple[Report | None, AgentError | None]:
-        """Waits for the end of the turn; returns its report, and why it failed or was lost."""
+    async def wait(self) -> Ended:
+        """Waits for the end of the turn."""
         # A cancel of the caller must not cancel the outcome.
         await asyncio.wait({self._outcome})
-        return self._report, self._outcome.result()
+        return Ended(self._report, self._result, self._outcome.result())
 
     async def stop(self) -> None:
         """Sends the worker a cancel, and waits until it has stopped or the run has ended without it
@@ -112,6 +137,8 @@ class Execution:
             slot.close(Draining("this node gives up the run; reconnect and resume"))
         elif self.is_finished:
             slot.end_turn(Acked(self.received, ended=True))
+        elif self.turn.end.is_parked:
+            slot.end_turn(Parked())
         else:
             slot.fence(self._why_ended)
 
@@ -205,11 +232,15 @@ class Execution:
         """The worker has the turn."""
         self._has_begun = True
 
-    async def emit(self, number: int, events: Sequence[AgentEvent]) -> None:
+    def refuse(self, error: AgentError) -> None:
+        """Fails the run because of what its agent sent."""
+        self._fail(error)
+
+    async def emit(self, number: int, events: Sequence[Emitted]) -> None:
         """Takes events, the first with a number. Raises InvalidArgument at a gap."""
         await self._in_order(lambda: self._emit(number, events))
 
-    async def _emit(self, number: int, events: Sequence[AgentEvent]) -> None:
+    async def _emit(self, number: int, events: Sequence[Emitted]) -> None:
         if number + len(events) - 1 > self.received:
             # A worker that reconnects repeats what was not acknowledged, also before its end.
             self._check_open("emit")
@@ -219,7 +250,10 @@ class Execution:
             )
         for event in events[self.received + 1 - number :]:
             try:
-                await self.turn.emit(event)
+                if isinstance(event, KeptStep):
+                    await self.turn.keep(event)
+                else:
+                    await self.turn.emit(event)
             except Exception as error:  # noqa: BLE001 - the supervisor has recorded it
                 self._fail(error if isinstance(error, AgentError) else AgentError(str(error)))
                 return
@@ -250,11 +284,43 @@ class Execution:
         if self._slot is asker:
             self._send(Transcript(messages))
 
-    async def finish(self, number: int, report: Report, error: AgentError | None) -> None:
-        """Takes the end of the turn, whose last event has a number. Raises InvalidArgument."""
-        await self._in_order(lambda: self._finish(number, report, error))
+    async def ask(self, questions: Sequence[Asked]) -> None:
+        """Asks people: sends the answers if there are all, else the run waits for them, and the
+        turn is over for the worker (R40, R44)."""
+        asker = self._slot
+        await self._in_order(lambda: self._ask(asker, questions))
 
-    async def _finish(self, number: int, report: Report, error: AgentError | None) -> None:
+    async def _ask(self, asker: Slot | None, questions: Sequence[Asked]) -> None:
+        self._check_open("ask")
+        if self._outcome.done():
+            return
+        if await self.turn.park(questions):
+            self._settle(None)
+            return
+        answers = [await self.turn.answered(one.key) for one in questions]
+        if self._slot is asker:
+            self._send(Answered(answers))
+
+    async def find_step(self, key: str) -> None:
+        """Sends the stored result of a step (R39)."""
+        asker = self._slot
+        await self._in_order(lambda: self._find_step(asker, key))
+
+    async def _find_step(self, asker: Slot | None, key: str) -> None:
+        self._check_open("find_step")
+        found = await self.turn.find_durable_step(key)
+        if self._slot is asker:
+            self._send(FoundStep(key, found))
+
+    async def finish(
+        self, number: int, report: Report, error: AgentError | None, result: Result | None
+    ) -> None:
+        """Takes the end of the turn, whose last event has a number. Raises InvalidArgument."""
+        await self._in_order(lambda: self._finish(number, report, error, result))
+
+    async def _finish(
+        self, number: int, report: Report, error: AgentError | None, result: Result | None
+    ) -> None:
         if self.is_finished or self._outcome.done():
             return  # repeated after a lost connection, or too late
         if number != self.received:
@@ -262,7 +328,7 @@ class Execution:
                 "finish.number", f"is {number}; the last number is {self.received}"
             )
         self.is_finished = True
-        self._report = report
+        self._report, self._result = report, result
         self._settle(error)
 
     async def hand_back(self, worker_id: str) -> None:

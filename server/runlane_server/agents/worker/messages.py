@@ -11,6 +11,7 @@ from typing import TypeAlias
 from runlane_server.agents.base import FoldedPrompt
 from runlane_server.agents.worker.turn import DurableTurn
 from runlane_server.core.artifact import ArtifactPiece
+from runlane_server.core.input import InputRequest
 from runlane_server.core.model import (
     Attachment,
     KeptPart,
@@ -75,7 +76,29 @@ class Transcript:
     messages: Sequence[Message]
 
 
-Down: TypeAlias = Assigned | Acked | Joined | Stopped | Fenced | Transcript
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The answered questions of an ask."""
+
+    requests: Sequence[InputRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The run waits for people; the turn is over for the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundStep:
+    """The stored result of a step as JSON, None if there is none."""
+
+    key: str
+    result: str | None
+
+
+Down: TypeAlias = (
+    Assigned | Acked | Joined | Stopped | Fenced | Transcript | Answered | Parked | FoundStep
+)
 
 
 class Downstream:
@@ -111,9 +134,14 @@ class Downstream:
         """Whether the answer to a request for folded prompts waits."""
         return any(isinstance(one, Joined) and one.number > 0 for one, _ in self._waiting)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more waits than the worker may ask for."""
+        return len(self._waiting) > MAX_WAITING or self._bytes > MAX_WAITING_BYTES
+
     async def until_room(self) -> None:
         """Waits while more than `MAX_WAITING` messages or `MAX_WAITING_BYTES` wait."""
-        while len(self._waiting) > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
+        while self.is_full:
             self._has_gone.clear()
             await self._has_gone.wait()
 
@@ -148,6 +176,10 @@ def _size(message: Down) -> int:
             return sum(_prompt_size(one.prompt) for one in prompts)
         case Transcript(messages):
             return sum(_part_size(part) for one in messages for part in one.parts)
+        case Answered(requests):
+            return sum(utf8_size(one.answer.value_json) for one in requests if one.answer)
+        case FoundStep(_, result):
+            return utf8_size(result or "")
         case _:
             return 0
 

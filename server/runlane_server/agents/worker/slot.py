@@ -6,11 +6,13 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from runlane_server.agents.base import AgentError, AgentEvent, Report
+from runlane_server.agents.base import AgentError, Report, Result
+from runlane_server.agents.questions import Asked
 from runlane_server.agents.worker.execution import Execution
-from runlane_server.agents.worker.messages import Acked, Down, Downstream, Fenced
+from runlane_server.agents.worker.messages import Acked, Down, Downstream, Fenced, Parked
+from runlane_server.agents.worker.turn import Emitted
 from runlane_server.core.errors import InvalidArgument, RunlaneError
-from runlane_server.core.model import RunKey
+from runlane_server.core.model import RunKey, SessionKey
 
 _TOO_EARLY = "came before the answer to the last one; read the answer, then ask again"
 
@@ -36,6 +38,8 @@ class Slot:
         self.worker_id = ""
         self.execution: Execution | None = None
         self.is_offering = False
+        self.reserved_for: SessionKey | None = None
+        """The lane that its offer is reserved for."""
         self.is_paused = False
         """Whether its offer waits until its worker may have turns again."""
         self.stuck_since: float | None = None
@@ -66,7 +70,7 @@ class Slot:
         self._discards = True
         self._down.close(error)
 
-    def end_turn(self, last: Acked | Fenced) -> None:
+    def end_turn(self, last: Acked | Fenced | Parked) -> None:
         """Ends the turn; the worker offers again after this message."""
         self.execution = None
         self._discards = True
@@ -81,7 +85,7 @@ class Slot:
         """The worker has the turn."""
         self._current("begun")
 
-    async def emit(self, number: int, events: Sequence[AgentEvent]) -> None:
+    async def emit(self, number: int, events: Sequence[Emitted]) -> None:
         """Takes events of the turn."""
         if (execution := self._current("emit")) is not None:
             await execution.emit(number, events)
@@ -104,10 +108,31 @@ class Slot:
                 raise InvalidArgument.of("get_history", _TOO_EARLY)
             await execution.send_history()
 
-    async def finish(self, number: int, report: Report, error: AgentError | None = None) -> None:
+    async def ask(self, questions: Sequence[Asked]) -> None:
+        """Asks people."""
+        if (execution := self._current("ask")) is not None:
+            await execution.ask(questions)
+
+    async def find_step(self, key: str) -> None:
+        """Sends the stored result of a step."""
+        if (execution := self._current("find_step")) is not None:
+            await execution.find_step(key)
+
+    def refuse(self, field: str, error: AgentError) -> None:
+        """Fails the run because of a message of its agent."""
+        if (execution := self._current(field)) is not None:
+            execution.refuse(error)
+
+    async def finish(
+        self,
+        number: int,
+        report: Report,
+        error: AgentError | None = None,
+        result: Result | None = None,
+    ) -> None:
         """Takes the end of the turn."""
         if (execution := self._current("finish" if error is None else "fail")) is not None:
-            await execution.finish(number, report, error)
+            await execution.finish(number, report, error, result)
 
     async def hand_back(self) -> None:
         """Gives the turn back."""

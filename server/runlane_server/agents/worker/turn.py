@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
-from runlane_server.agents.base import AgentError, FoldedPrompt, Turn
+from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Turn
+from runlane_server.agents.questions import Asked
+from runlane_server.core.input import InputRequest
 from runlane_server.core.model import Micros, SessionKey
 
 
@@ -15,18 +17,31 @@ class AttemptEnd:
 
     `committed` is done once the end of the run is durable, or no longer this node's to commit.
     `is_leaving`: this node stops or has lost the run, and the attempt may continue elsewhere.
+    `is_parked`: the run waits for people.
     `is_followed` is set by the agent, once a cancel of its task waits for the worker.
     """
 
     def __init__(self) -> None:
         self.committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_leaving = False
+        self.is_parked = False
         self.is_followed = asyncio.Event()
 
     def commit(self) -> None:
         """Reports the end."""
         if not self.committed.done():
             self.committed.set_result(None)
+
+
+class KeptStep(NamedTuple):
+    """The result of a step; among the events of a worker it has a number of its own."""
+
+    key: str
+    result: object
+
+
+Emitted: TypeAlias = AgentEvent | KeptStep
+"""What a worker numbers."""
 
 
 class DurableTurn(Turn, Protocol):
@@ -62,6 +77,19 @@ class DurableTurn(Turn, Protocol):
     @property
     def end(self) -> AttemptEnd:
         """The end of the attempt."""
+
+    async def keep(self, step: KeptStep) -> None:
+        """Adds the result of a step to the output (R39). Raises AgentError if it has one."""
+
+    async def find_durable_step(self, key: str) -> str | None:
+        """The result of a step as JSON, once it is durable; None if there is none."""
+
+    async def park(self, questions: Sequence[Asked]) -> bool:
+        """Makes the run wait for people once the agent has returned (R40), unless the result is
+        False: then all is answered. Raises AgentError."""
+
+    async def answered(self, key: str) -> InputRequest:
+        """An answered question of the run. Raises AgentError."""
 
     def follow_stored(self, on_stored: Callable[[int], None]) -> None:
         """Calls `on_stored` with the number of durable events, whenever it grows."""

@@ -25,7 +25,7 @@ from runlane_server.core.errors import (
     PermissionDenied,
     StoreUnavailable,
 )
-from runlane_server.core.model import RunKey
+from runlane_server.core.model import RunKey, SessionKey
 
 log = structlog.get_logger()
 
@@ -33,6 +33,8 @@ NO_OFFER = "no worker took it"
 
 MAX_REFUSALS = 5
 """Mistakes of a worker in one attempt; with the last one the attempt is lost."""
+
+_NO_SLOT: tuple[str, Slot | None] = ("", None)
 
 ADOPTION_TIMEOUT = 5.0
 """Seconds from the commit of an adoption to the start of the attempt on this node."""
@@ -43,10 +45,12 @@ class _Served:
     """An agent that workers execute.
 
     `add_slots` changes the number of its slots: those that are offered, and those that execute one
-    of its runs. A slot ends with its run, and the worker offers it again.
+    of its runs. A slot ends with its run, and the worker offers it again. `grant` gives the free
+    slots to lanes that wait.
     """
 
     add_slots: Callable[[int], None]
+    grant: Callable[[], None]
     offers: Offers
     hungry: dict[Execution, asyncio.Future[Slot]]
 
@@ -72,6 +76,7 @@ class Workers:
         self.why_lost = why_lost
         self._agents: dict[str, _Served] = {}
         self._executions: dict[RunKey, Execution] = {}
+        self._reserved: dict[SessionKey, tuple[str, Slot]] = {}
         self._slots: set[Slot] = set()
         self._begun = asyncio.Event()
         self._returns = Returns()
@@ -83,9 +88,10 @@ class Workers:
         self,
         agent: str,
         add_slots: Callable[[int], None],
+        grant: Callable[[], None],
     ) -> None:
         """Declares an agent that workers execute."""
-        self._agents[agent] = _Served(add_slots, Offers(), {})
+        self._agents[agent] = _Served(add_slots, grant, Offers(), {})
 
     def count(self, agent: str) -> int:
         """The number of free slots that workers offer for an agent."""
@@ -132,25 +138,62 @@ class Workers:
         slot.is_paused = slot.worker_id in self._paused or self._is_barred(slot)
         if slot.is_paused:
             return
+        self._place(slot)
+        self._agents[slot.agents[0]].grant()
+
+    def _place(self, slot: Slot) -> None:
+        """Gives a free slot a turn that waits for one, or adds it to the offers."""
         for agent in slot.agents:
             hungry = self._agents[agent].hungry
             for execution, chosen in hungry.items():
                 if not chosen.done() and slot.serves(execution.turn.key.tenant):
                     chosen.set_result(slot)
+                    slot.is_offering = False
                     execution.assign(slot)
                     self._agents[agent].add_slots(1)
                     return
         slot.is_offering = True
         for agent in slot.agents:
             self._agents[agent].offers.add(slot)
-        for agent in slot.agents:
             self._agents[agent].add_slots(1)
+
+    # --- Reservations ------------------------------------------------------------------------
+
+    def reserve(self, agent: str, lane: SessionKey) -> None:
+        """Reserves a slot for a lane that is about to start a run of an agent: no other agent can
+        use it."""
+        slot = self._agents[agent].offers.find(lane.tenant)
+        if slot is not None and lane not in self._reserved:
+            self._take_offer(slot, agent)
+            self._reserved[lane] = (agent, slot)
+            slot.reserved_for = lane
+
+    def give_back(self, lane: SessionKey) -> None:
+        """Offers a slot again that was reserved for a lane and was not used."""
+        agent, slot = self._reserved.pop(lane, _NO_SLOT)
+        if slot is not None:
+            slot.reserved_for = None
+            self._agents[agent].add_slots(-1)
+            self._place(slot)
+
+    def _take_offer(self, slot: Slot, agent: str) -> None:
+        """Makes an offer one for an agent only."""
+        for each in slot.agents:
+            self._agents[each].offers.remove(slot)
+            if each != agent:
+                self._agents[each].add_slots(-1)
 
     def withdraw(self, slot: Slot) -> None:
         """Takes an offer back, if there is one."""
         slot.is_paused = False
-        if slot.is_offering:
-            slot.is_offering = False
+        if not slot.is_offering:
+            return
+        slot.is_offering = False
+        lane, slot.reserved_for = slot.reserved_for, None
+        if lane is not None:
+            agent, _ = self._reserved.pop(lane)
+            self._agents[agent].add_slots(-1)
+        else:
             for agent in slot.agents:
                 self._agents[agent].offers.remove(slot)
                 self._agents[agent].add_slots(-1)
@@ -274,15 +317,14 @@ class Workers:
 
     async def assign(self, execution: Execution) -> None:
         """Gives a new attempt to a worker. Raises HandedBack if none takes it within the lease."""
-        served = self._agents[execution.agent]
-        tenant = execution.turn.key.tenant
-        slot = served.offers.find(tenant)
+        served, lane = self._agents[execution.agent], execution.turn.key
+        if self._reserved.get(lane, _NO_SLOT)[0] != execution.agent:
+            # Its start was found in the store.
+            self.give_back(lane)
+            self.reserve(execution.agent, lane)
+        _, slot = self._reserved.pop(lane, _NO_SLOT)
         if slot is not None:
-            slot.is_offering = False
-            for agent in slot.agents:
-                self._agents[agent].offers.remove(slot)
-                if agent != execution.agent:
-                    self._agents[agent].add_slots(-1)
+            slot.is_offering, slot.reserved_for = False, None
             execution.assign(slot)
             return
         # The worker has left since the run became active.

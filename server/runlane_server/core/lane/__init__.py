@@ -45,6 +45,7 @@ Where a rule is
 ---------------
     states      the triggers, and `TABLE`
     edit        a lane while one command changes it: its order, and what is written
+    parking     what an attempt leaves behind that does not go on
     asking      `ask`, `answer`, `expire`, `resume`
     ending      `fail_waiting`, `remove`; how a turn ends, and a run that never started
     cancelling  `cancel`

@@ -21,6 +21,7 @@ from runlane_server.core.input import (
     Park,
 )
 from runlane_server.core.lane.edit import Edit, the_active
+from runlane_server.core.lane.parking import park_for_restart
 from runlane_server.core.lane.states import AT_WORK, Trigger, advance, next_state
 from runlane_server.core.model import (
     EventBody,
@@ -34,6 +35,7 @@ from runlane_server.core.model import (
     Started,
 )
 from runlane_server.core.transition import Lane, LaneRun, Transition
+from runlane_server.core.turn import DraftMessage
 
 ClosedInput: TypeAlias = InputAnswered | InputWithdrawn | InputExpired
 
@@ -55,26 +57,33 @@ def ask(
     *,
     at: Micros,
     events: int,
+    number: int,
     resumable: bool = False,
     park: Park | None = None,
     tail: tuple[EventBody, ...] = (),
+    content: tuple[DraftMessage, ...] = (),
 ) -> Transition[tuple[str, ...]]:
     """Asks people, and releases the slot of the run (R40).
 
     Replies with the id of the request for each question: another one if a request with its key is
     pending or was closed meanwhile, as nobody is asked twice (R44). Replies with nothing if the run
     is about to end: a cancel covers it, or a request has expired. `tail` are the last events of an
-    agent that parks. Raises InputLimit, and IllegalCommand if the attempt is not the active one.
+    agent that parks, and `content` is its output. `number` is one more than the `asks` of the run
+    that the supervisor knows: an ask that it repeats because the store did not confirm it changes
+    nothing. Raises InputLimit, and IllegalCommand if the attempt is not the active one.
     """
     active = the_active(lane, run_id, attempt)
     edit = Edit(lane, at)
     if active.state not in AT_WORK or active.asking.expired:
         return edit.done(reply=())
+    if active.asking.asks >= number:
+        return edit.done(reply=tuple(request.input_request_id for request in requests))
     closed = {key: closed_id for _, closed_id, key in active.asking.late}
     count(edit, active, events)
-    return edit.done(
-        reply=_add_requests(edit, requests, closed, resumable=resumable, park=park, tail=tail)
-    )
+    names = _add_requests(edit, requests, closed, resumable=resumable, park=park, tail=tail)
+    if park is not None and not (park.checkpoint or active.asking.parked):
+        park_for_restart(edit, content)
+    return edit.done(reply=names)
 
 
 def answer(
@@ -152,7 +161,10 @@ def _add_requests(
     if (asked or park) and run.state is RunState.ACTIVE:
         run = advance(run, Trigger.ASK)
     after = before._replace(
-        pending=tuple(held.values()), asked=before.asked + len(new), resumable=resumable
+        pending=tuple(held.values()),
+        asked=before.asked + len(new),
+        asks=before.asks + 1,
+        resumable=resumable,
     )
     if park is not None:
         after = after._replace(parked=True, used=park.used, checkpoint=park.checkpoint)

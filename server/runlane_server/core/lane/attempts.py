@@ -8,6 +8,7 @@ from runlane_server.core.lane.asking import count
 from runlane_server.core.lane.cancelling import cancel_active
 from runlane_server.core.lane.edit import Edit, the_active
 from runlane_server.core.lane.ending import end_turn
+from runlane_server.core.lane.parking import drop_output, park_for_restart, unfold
 from runlane_server.core.lane.states import AT_WORK, Trigger, advance
 from runlane_server.core.model import (
     EventBody,
@@ -153,13 +154,14 @@ def _give_up(
     if waits and active.asking.parked:
         return edit.done(reply=False)
     count(edit, active, events)
-    if active.asking.restarts:
-        # The output of its last attempt was dropped when it parked.
+    if active.asking.restarts and any(draft.run_id for draft in content):
+        # Of the runs folded into it, some wait again, and the prompts of the others were written
+        # when it parked.
         content, tail = (), ()
     # Attempts that the agent failed are limited by the retry policy; others do not count.
     counted = active.attempt - active.failures - active.asking.extra_attempts
     if waits and active.asking.resumable:
-        _park_for_restart(edit, content)
+        park_for_restart(edit, content)
     elif (waits or active.state is RunState.ACTIVE) and counted < active.max_attempts:
         _retry(edit, content)
     else:
@@ -182,7 +184,7 @@ def _retry(
     kept: their runs have ended and will not be folded again.
     """
     active = cast("LaneRun", edit.active)
-    _drop_output(edit, active, content)
+    drop_output(edit, active, content)
     kept = active.asking._replace(parked=False, restarts=False, used=0, checkpoint="")
     edit.active = None
     back = advance(
@@ -193,27 +195,4 @@ def _retry(
         failures=active.failures + failed,
         not_before=not_before,
     )
-    edit.put_back([back, *_unfold(edit)])
-
-
-def _park_for_restart(edit: Edit, content: tuple[DraftMessage, ...]) -> None:
-    """Leaves the active run waiting for input without a node; its output is dropped (R44)."""
-    active = cast("LaneRun", edit.active)
-    _drop_output(edit, active, content)
-    parked = active.asking._replace(parked=True, restarts=True)
-    edit.active = active._replace(asking=parked, host="")
-    edit.record(edit.active)
-    edit.put_back(_unfold(edit))
-
-
-def _drop_output(edit: Edit, active: LaneRun, content: tuple[DraftMessage, ...]) -> None:
-    """Drops the output of the attempt, except for the prompts of withdrawn folded runs."""
-    folded = {run.run_id for run in edit.folded}
-    withdrawn = (draft for draft in content if draft.run_id and draft.run_id not in folded)
-    edit.write(active, tuple(withdrawn), "", attempt=active.attempt)
-
-
-def _unfold(edit: Edit) -> list[LaneRun]:
-    """The runs folded into the active turn, as they were before."""
-    folded, edit.folded = edit.folded, ()
-    return [advance(run, Trigger.RETRY, folded_into="", turn=0) for run in folded]
+    edit.put_back([back, *unfold(edit)])

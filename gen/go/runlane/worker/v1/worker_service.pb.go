@@ -11,6 +11,7 @@ package runlaneworkerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	v1 "runlane.example/gen/go/runlane/v1"
@@ -39,6 +40,8 @@ type WorkRequest struct {
 	//	*WorkRequest_HandBack_
 	//	*WorkRequest_TakeFolded_
 	//	*WorkRequest_GetHistory_
+	//	*WorkRequest_Ask_
+	//	*WorkRequest_FindStep_
 	//	*WorkRequest_Begun_
 	Message       isWorkRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
@@ -145,6 +148,24 @@ func (x *WorkRequest) GetGetHistory() *WorkRequest_GetHistory {
 	return nil
 }
 
+func (x *WorkRequest) GetAsk() *WorkRequest_Ask {
+	if x != nil {
+		if x, ok := x.Message.(*WorkRequest_Ask_); ok {
+			return x.Ask
+		}
+	}
+	return nil
+}
+
+func (x *WorkRequest) GetFindStep() *WorkRequest_FindStep {
+	if x != nil {
+		if x, ok := x.Message.(*WorkRequest_FindStep_); ok {
+			return x.FindStep
+		}
+	}
+	return nil
+}
+
 func (x *WorkRequest) GetBegun() *WorkRequest_Begun {
 	if x != nil {
 		if x, ok := x.Message.(*WorkRequest_Begun_); ok {
@@ -193,6 +214,16 @@ type WorkRequest_GetHistory_ struct {
 	GetHistory *WorkRequest_GetHistory `protobuf:"bytes,7,opt,name=get_history,json=getHistory,proto3,oneof"`
 }
 
+type WorkRequest_Ask_ struct {
+	// Asks people.
+	Ask *WorkRequest_Ask `protobuf:"bytes,8,opt,name=ask,proto3,oneof"`
+}
+
+type WorkRequest_FindStep_ struct {
+	// Asks for the result of a step.
+	FindStep *WorkRequest_FindStep `protobuf:"bytes,9,opt,name=find_step,json=findStep,proto3,oneof"`
+}
+
 type WorkRequest_Begun_ struct {
 	// The worker has the turn.
 	Begun *WorkRequest_Begun `protobuf:"bytes,12,opt,name=begun,proto3,oneof"`
@@ -212,9 +243,126 @@ func (*WorkRequest_TakeFolded_) isWorkRequest_Message() {}
 
 func (*WorkRequest_GetHistory_) isWorkRequest_Message() {}
 
+func (*WorkRequest_Ask_) isWorkRequest_Message() {}
+
+func (*WorkRequest_FindStep_) isWorkRequest_Message() {}
+
 func (*WorkRequest_Begun_) isWorkRequest_Message() {}
 
-// An event that an agent emits.
+// A question to people: for an approval with `tool_name`, for a choice with `choices`, for a form
+// with `schema_json`, otherwise for a text. The server refuses a question that nobody can answer:
+// the run fails with QUESTION_INVALID.
+type Question struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the question within its run: a later attempt that asks with the same key gets the same
+	// answer, and nobody is asked twice. 1 to 128 bytes.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The question.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// The name of the tool whose call is to be approved.
+	ToolName string `protobuf:"bytes,3,opt,name=tool_name,json=toolName,proto3" json:"tool_name,omitempty"`
+	// The arguments of the call, a JSON object; empty for none.
+	ArgumentsJson string `protobuf:"bytes,4,opt,name=arguments_json,json=argumentsJson,proto3" json:"arguments_json,omitempty"`
+	// The choices; at most 100.
+	Choices []string `protobuf:"bytes,5,rep,name=choices,proto3" json:"choices,omitempty"`
+	// The JSON Schema (2020-12) of the form.
+	SchemaJson string `protobuf:"bytes,6,opt,name=schema_json,json=schemaJson,proto3" json:"schema_json,omitempty"`
+	// The time after which the default applies; without one the run fails with INPUT_EXPIRED. Unset:
+	// the question does not expire.
+	Timeout *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// The answer that then applies, a JSON value; for an approval `true` or `false`. Empty for none.
+	DefaultJson   string `protobuf:"bytes,8,opt,name=default_json,json=defaultJson,proto3" json:"default_json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Question) Reset() {
+	*x = Question{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Question) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Question) ProtoMessage() {}
+
+func (x *Question) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Question.ProtoReflect.Descriptor instead.
+func (*Question) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Question) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Question) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Question) GetToolName() string {
+	if x != nil {
+		return x.ToolName
+	}
+	return ""
+}
+
+func (x *Question) GetArgumentsJson() string {
+	if x != nil {
+		return x.ArgumentsJson
+	}
+	return ""
+}
+
+func (x *Question) GetChoices() []string {
+	if x != nil {
+		return x.Choices
+	}
+	return nil
+}
+
+func (x *Question) GetSchemaJson() string {
+	if x != nil {
+		return x.SchemaJson
+	}
+	return ""
+}
+
+func (x *Question) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Question) GetDefaultJson() string {
+	if x != nil {
+		return x.DefaultJson
+	}
+	return ""
+}
+
+// An event that an agent emits. JSON that is none, and content above the limits, fail the run.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The event.
@@ -225,6 +373,9 @@ type Event struct {
 	//	*Event_ReasoningDelta
 	//	*Event_ToolCall
 	//	*Event_ToolResult
+	//	*Event_Artifact
+	//	*Event_Custom
+	//	*Event_Step
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -232,7 +383,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[1]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +395,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[1]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +408,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{1}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -303,6 +454,33 @@ func (x *Event) GetToolResult() *v1.ToolResult {
 	return nil
 }
 
+func (x *Event) GetArtifact() *v1.Artifact {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Artifact); ok {
+			return x.Artifact
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetCustom() *v1.RunEvent_Custom {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Custom); ok {
+			return x.Custom
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetStep() *v1.RunEvent_Step {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Step); ok {
+			return x.Step
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -327,6 +505,22 @@ type Event_ToolResult struct {
 	ToolResult *v1.ToolResult `protobuf:"bytes,4,opt,name=tool_result,json=toolResult,proto3,oneof"`
 }
 
+type Event_Artifact struct {
+	// The agent made an artifact, or a piece of one.
+	Artifact *v1.Artifact `protobuf:"bytes,5,opt,name=artifact,proto3,oneof"`
+}
+
+type Event_Custom struct {
+	// An event of a type that the agent defines.
+	Custom *v1.RunEvent_Custom `protobuf:"bytes,6,opt,name=custom,proto3,oneof"`
+}
+
+type Event_Step struct {
+	// The agent finished a step. Once the event is acknowledged, later attempts get the result, and
+	// the agent may go on. A key has one result: ask with `find_step` first.
+	Step *v1.RunEvent_Step `protobuf:"bytes,7,opt,name=step,proto3,oneof"`
+}
+
 func (*Event_TextDelta) isEvent_Event() {}
 
 func (*Event_ReasoningDelta) isEvent_Event() {}
@@ -334,6 +528,12 @@ func (*Event_ReasoningDelta) isEvent_Event() {}
 func (*Event_ToolCall) isEvent_Event() {}
 
 func (*Event_ToolResult) isEvent_Event() {}
+
+func (*Event_Artifact) isEvent_Event() {}
+
+func (*Event_Custom) isEvent_Event() {}
+
+func (*Event_Step) isEvent_Event() {}
 
 // A message of the server.
 type WorkResponse struct {
@@ -348,6 +548,9 @@ type WorkResponse struct {
 	//	*WorkResponse_Cancel_
 	//	*WorkResponse_Fenced_
 	//	*WorkResponse_History_
+	//	*WorkResponse_Answers_
+	//	*WorkResponse_Parked_
+	//	*WorkResponse_Step_
 	Message       isWorkResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -355,7 +558,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[2]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -367,7 +570,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[2]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -380,7 +583,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *WorkResponse) GetMessage() isWorkResponse_Message {
@@ -444,6 +647,33 @@ func (x *WorkResponse) GetHistory() *WorkResponse_History {
 	return nil
 }
 
+func (x *WorkResponse) GetAnswers() *WorkResponse_Answers {
+	if x != nil {
+		if x, ok := x.Message.(*WorkResponse_Answers_); ok {
+			return x.Answers
+		}
+	}
+	return nil
+}
+
+func (x *WorkResponse) GetParked() *WorkResponse_Parked {
+	if x != nil {
+		if x, ok := x.Message.(*WorkResponse_Parked_); ok {
+			return x.Parked
+		}
+	}
+	return nil
+}
+
+func (x *WorkResponse) GetStep() *WorkResponse_Step {
+	if x != nil {
+		if x, ok := x.Message.(*WorkResponse_Step_); ok {
+			return x.Step
+		}
+	}
+	return nil
+}
+
 type isWorkResponse_Message interface {
 	isWorkResponse_Message()
 }
@@ -478,6 +708,21 @@ type WorkResponse_History_ struct {
 	History *WorkResponse_History `protobuf:"bytes,6,opt,name=history,proto3,oneof"`
 }
 
+type WorkResponse_Answers_ struct {
+	// The answers to an `ask`.
+	Answers *WorkResponse_Answers `protobuf:"bytes,7,opt,name=answers,proto3,oneof"`
+}
+
+type WorkResponse_Parked_ struct {
+	// The run waits for people.
+	Parked *WorkResponse_Parked `protobuf:"bytes,8,opt,name=parked,proto3,oneof"`
+}
+
+type WorkResponse_Step_ struct {
+	// The answer to a `find_step`.
+	Step *WorkResponse_Step `protobuf:"bytes,9,opt,name=step,proto3,oneof"`
+}
+
 func (*WorkResponse_Turn_) isWorkResponse_Message() {}
 
 func (*WorkResponse_Acked_) isWorkResponse_Message() {}
@@ -489,6 +734,12 @@ func (*WorkResponse_Cancel_) isWorkResponse_Message() {}
 func (*WorkResponse_Fenced_) isWorkResponse_Message() {}
 
 func (*WorkResponse_History_) isWorkResponse_Message() {}
+
+func (*WorkResponse_Answers_) isWorkResponse_Message() {}
+
+func (*WorkResponse_Parked_) isWorkResponse_Message() {}
+
+func (*WorkResponse_Step_) isWorkResponse_Message() {}
 
 // Offers this slot. The first message of a call, and the first one after the end of a turn.
 type WorkRequest_Offer struct {
@@ -507,7 +758,7 @@ type WorkRequest_Offer struct {
 
 func (x *WorkRequest_Offer) Reset() {
 	*x = WorkRequest_Offer{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[3]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +770,7 @@ func (x *WorkRequest_Offer) String() string {
 func (*WorkRequest_Offer) ProtoMessage() {}
 
 func (x *WorkRequest_Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[3]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +835,7 @@ type WorkRequest_Resume struct {
 
 func (x *WorkRequest_Resume) Reset() {
 	*x = WorkRequest_Resume{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[4]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +847,7 @@ func (x *WorkRequest_Resume) String() string {
 func (*WorkRequest_Resume) ProtoMessage() {}
 
 func (x *WorkRequest_Resume) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[4]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +919,7 @@ type WorkRequest_Emit struct {
 
 func (x *WorkRequest_Emit) Reset() {
 	*x = WorkRequest_Emit{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[5]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +931,7 @@ func (x *WorkRequest_Emit) String() string {
 func (*WorkRequest_Emit) ProtoMessage() {}
 
 func (x *WorkRequest_Emit) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[5]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,14 +971,16 @@ type WorkRequest_Finish struct {
 	// The name of the model; empty if there was none.
 	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	// Why the agent stopped; unspecified means STOP.
-	FinishReason  v1.FinishReason `protobuf:"varint,4,opt,name=finish_reason,json=finishReason,proto3,enum=runlane.v1.FinishReason" json:"finish_reason,omitempty"`
+	FinishReason v1.FinishReason `protobuf:"varint,4,opt,name=finish_reason,json=finishReason,proto3,enum=runlane.v1.FinishReason" json:"finish_reason,omitempty"`
+	// The structured result of the run, a JSON value of at most 1 MiB; empty for none.
+	ResultJson    string `protobuf:"bytes,5,opt,name=result_json,json=resultJson,proto3" json:"result_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkRequest_Finish) Reset() {
 	*x = WorkRequest_Finish{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[6]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +992,7 @@ func (x *WorkRequest_Finish) String() string {
 func (*WorkRequest_Finish) ProtoMessage() {}
 
 func (x *WorkRequest_Finish) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[6]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,6 +1036,13 @@ func (x *WorkRequest_Finish) GetFinishReason() v1.FinishReason {
 	return v1.FinishReason(0)
 }
 
+func (x *WorkRequest_Finish) GetResultJson() string {
+	if x != nil {
+		return x.ResultJson
+	}
+	return ""
+}
+
 // The turn failed. After a cancel it is not recorded: the run ends cancelled.
 type WorkRequest_Fail struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -802,7 +1062,7 @@ type WorkRequest_Fail struct {
 
 func (x *WorkRequest_Fail) Reset() {
 	*x = WorkRequest_Fail{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[7]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1074,7 @@ func (x *WorkRequest_Fail) String() string {
 func (*WorkRequest_Fail) ProtoMessage() {}
 
 func (x *WorkRequest_Fail) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[7]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1136,7 @@ type WorkRequest_HandBack struct {
 
 func (x *WorkRequest_HandBack) Reset() {
 	*x = WorkRequest_HandBack{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[8]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1148,7 @@ func (x *WorkRequest_HandBack) String() string {
 func (*WorkRequest_HandBack) ProtoMessage() {}
 
 func (x *WorkRequest_HandBack) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[8]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1176,7 @@ type WorkRequest_TakeFolded struct {
 
 func (x *WorkRequest_TakeFolded) Reset() {
 	*x = WorkRequest_TakeFolded{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[9]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1188,7 @@ func (x *WorkRequest_TakeFolded) String() string {
 func (*WorkRequest_TakeFolded) ProtoMessage() {}
 
 func (x *WorkRequest_TakeFolded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[9]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1220,7 @@ type WorkRequest_GetHistory struct {
 
 func (x *WorkRequest_GetHistory) Reset() {
 	*x = WorkRequest_GetHistory{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[10]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1232,7 @@ func (x *WorkRequest_GetHistory) String() string {
 func (*WorkRequest_GetHistory) ProtoMessage() {}
 
 func (x *WorkRequest_GetHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[10]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1258,7 @@ type WorkRequest_Begun struct {
 
 func (x *WorkRequest_Begun) Reset() {
 	*x = WorkRequest_Begun{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1270,7 @@ func (x *WorkRequest_Begun) String() string {
 func (*WorkRequest_Begun) ProtoMessage() {}
 
 func (x *WorkRequest_Begun) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[11]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,6 +1284,99 @@ func (x *WorkRequest_Begun) ProtoReflect() protoreflect.Message {
 // Deprecated: Use WorkRequest_Begun.ProtoReflect.Descriptor instead.
 func (*WorkRequest_Begun) Descriptor() ([]byte, []int) {
 	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{0, 8}
+}
+
+// Asks people. The output before it is stored first. The answer is `answers` if all is answered
+// already, by an earlier attempt; otherwise it is `parked`, and the turn of the worker is over.
+type WorkRequest_Ask struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 16 questions, each with another key.
+	Questions     []*Question `protobuf:"bytes,1,rep,name=questions,proto3" json:"questions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkRequest_Ask) Reset() {
+	*x = WorkRequest_Ask{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkRequest_Ask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkRequest_Ask) ProtoMessage() {}
+
+func (x *WorkRequest_Ask) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkRequest_Ask.ProtoReflect.Descriptor instead.
+func (*WorkRequest_Ask) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{0, 9}
+}
+
+func (x *WorkRequest_Ask) GetQuestions() []*Question {
+	if x != nil {
+		return x.Questions
+	}
+	return nil
+}
+
+// Asks for the result of a step.
+type WorkRequest_FindStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key of the step; 1 to 128 bytes.
+	Key           string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkRequest_FindStep) Reset() {
+	*x = WorkRequest_FindStep{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkRequest_FindStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkRequest_FindStep) ProtoMessage() {}
+
+func (x *WorkRequest_FindStep) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkRequest_FindStep.ProtoReflect.Descriptor instead.
+func (*WorkRequest_FindStep) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{0, 10}
+}
+
+func (x *WorkRequest_FindStep) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
 }
 
 // A turn to execute.
@@ -1059,7 +1412,7 @@ type WorkResponse_Turn struct {
 
 func (x *WorkResponse_Turn) Reset() {
 	*x = WorkResponse_Turn{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1424,7 @@ func (x *WorkResponse_Turn) String() string {
 func (*WorkResponse_Turn) ProtoMessage() {}
 
 func (x *WorkResponse_Turn) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[12]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1437,7 @@ func (x *WorkResponse_Turn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse_Turn.ProtoReflect.Descriptor instead.
 func (*WorkResponse_Turn) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2, 0}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 0}
 }
 
 func (x *WorkResponse_Turn) GetRunId() string {
@@ -1184,7 +1537,7 @@ type WorkResponse_Acked struct {
 
 func (x *WorkResponse_Acked) Reset() {
 	*x = WorkResponse_Acked{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1549,7 @@ func (x *WorkResponse_Acked) String() string {
 func (*WorkResponse_Acked) ProtoMessage() {}
 
 func (x *WorkResponse_Acked) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[13]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1562,7 @@ func (x *WorkResponse_Acked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse_Acked.ProtoReflect.Descriptor instead.
 func (*WorkResponse_Acked) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2, 1}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 1}
 }
 
 func (x *WorkResponse_Acked) GetNumber() int64 {
@@ -1239,7 +1592,7 @@ type WorkResponse_Folded struct {
 
 func (x *WorkResponse_Folded) Reset() {
 	*x = WorkResponse_Folded{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1604,7 @@ func (x *WorkResponse_Folded) String() string {
 func (*WorkResponse_Folded) ProtoMessage() {}
 
 func (x *WorkResponse_Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[14]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1617,7 @@ func (x *WorkResponse_Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse_Folded.ProtoReflect.Descriptor instead.
 func (*WorkResponse_Folded) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2, 2}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 2}
 }
 
 func (x *WorkResponse_Folded) GetNumber() int64 {
@@ -1296,7 +1649,7 @@ type WorkResponse_FoldedPrompt struct {
 
 func (x *WorkResponse_FoldedPrompt) Reset() {
 	*x = WorkResponse_FoldedPrompt{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1661,7 @@ func (x *WorkResponse_FoldedPrompt) String() string {
 func (*WorkResponse_FoldedPrompt) ProtoMessage() {}
 
 func (x *WorkResponse_FoldedPrompt) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[15]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1674,7 @@ func (x *WorkResponse_FoldedPrompt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse_FoldedPrompt.ProtoReflect.Descriptor instead.
 func (*WorkResponse_FoldedPrompt) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2, 3}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 3}
 }
 
 func (x *WorkResponse_FoldedPrompt) GetRunId() string {
@@ -1358,7 +1711,7 @@ type WorkResponse_History struct {
 
 func (x *WorkResponse_History) Reset() {
 	*x = WorkResponse_History{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1723,7 @@ func (x *WorkResponse_History) String() string {
 func (*WorkResponse_History) ProtoMessage() {}
 
 func (x *WorkResponse_History) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[16]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1736,7 @@ func (x *WorkResponse_History) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse_History.ProtoReflect.Descriptor instead.
 func (*WorkResponse_History) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2, 4}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 4}
 }
 
 func (x *WorkResponse_History) GetMessages() []*v1.Message {
@@ -1410,7 +1763,7 @@ type WorkResponse_Cancel struct {
 
 func (x *WorkResponse_Cancel) Reset() {
 	*x = WorkResponse_Cancel{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1775,7 @@ func (x *WorkResponse_Cancel) String() string {
 func (*WorkResponse_Cancel) ProtoMessage() {}
 
 func (x *WorkResponse_Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[17]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1788,7 @@ func (x *WorkResponse_Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse_Cancel.ProtoReflect.Descriptor instead.
 func (*WorkResponse_Cancel) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2, 5}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 5}
 }
 
 // The attempt does not belong to the worker any more; what it sends for it is discarded. Stop the
@@ -1450,7 +1803,7 @@ type WorkResponse_Fenced struct {
 
 func (x *WorkResponse_Fenced) Reset() {
 	*x = WorkResponse_Fenced{}
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[18]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1815,7 @@ func (x *WorkResponse_Fenced) String() string {
 func (*WorkResponse_Fenced) ProtoMessage() {}
 
 func (x *WorkResponse_Fenced) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[18]
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1828,7 @@ func (x *WorkResponse_Fenced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse_Fenced.ProtoReflect.Descriptor instead.
 func (*WorkResponse_Fenced) Descriptor() ([]byte, []int) {
-	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{2, 6}
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 6}
 }
 
 func (x *WorkResponse_Fenced) GetMessage() string {
@@ -1485,12 +1838,206 @@ func (x *WorkResponse_Fenced) GetMessage() string {
 	return ""
 }
 
+// The answers to an `ask`.
+type WorkResponse_Answers struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each question, in the same order.
+	Answers       []*WorkResponse_Answer `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkResponse_Answers) Reset() {
+	*x = WorkResponse_Answers{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkResponse_Answers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkResponse_Answers) ProtoMessage() {}
+
+func (x *WorkResponse_Answers) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkResponse_Answers.ProtoReflect.Descriptor instead.
+func (*WorkResponse_Answers) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 7}
+}
+
+func (x *WorkResponse_Answers) GetAnswers() []*WorkResponse_Answer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+// The answer to a question.
+type WorkResponse_Answer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key of the question.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The answer, and the record of its origin.
+	Answer        *v1.InputAnswer `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkResponse_Answer) Reset() {
+	*x = WorkResponse_Answer{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkResponse_Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkResponse_Answer) ProtoMessage() {}
+
+func (x *WorkResponse_Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkResponse_Answer.ProtoReflect.Descriptor instead.
+func (*WorkResponse_Answer) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 8}
+}
+
+func (x *WorkResponse_Answer) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *WorkResponse_Answer) GetAnswer() *v1.InputAnswer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+// The run waits for people; the turn is over for the worker. Stop the agent and offer again. When
+// all is answered, the run starts again, with this worker or another one: as a further attempt,
+// which does not count against `max_attempts`.
+type WorkResponse_Parked struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkResponse_Parked) Reset() {
+	*x = WorkResponse_Parked{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkResponse_Parked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkResponse_Parked) ProtoMessage() {}
+
+func (x *WorkResponse_Parked) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkResponse_Parked.ProtoReflect.Descriptor instead.
+func (*WorkResponse_Parked) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 9}
+}
+
+// The answer to a `find_step`.
+type WorkResponse_Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key of the step.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The stored result, a JSON value; unset if there is none.
+	Result        *string `protobuf:"bytes,2,opt,name=result,proto3,oneof" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkResponse_Step) Reset() {
+	*x = WorkResponse_Step{}
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkResponse_Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkResponse_Step) ProtoMessage() {}
+
+func (x *WorkResponse_Step) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_worker_v1_worker_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkResponse_Step.ProtoReflect.Descriptor instead.
+func (*WorkResponse_Step) Descriptor() ([]byte, []int) {
+	return file_runlane_worker_v1_worker_service_proto_rawDescGZIP(), []int{3, 10}
+}
+
+func (x *WorkResponse_Step) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *WorkResponse_Step) GetResult() string {
+	if x != nil && x.Result != nil {
+		return *x.Result
+	}
+	return ""
+}
+
 var File_runlane_worker_v1_worker_service_proto protoreflect.FileDescriptor
 
 const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\n" +
-	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xeb\n" +
-	"\n" +
+	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xe7\f\n" +
 	"\vWorkRequest\x12<\n" +
 	"\x05offer\x18\x01 \x01(\v2$.runlane.worker.v1.WorkRequest.OfferH\x00R\x05offer\x129\n" +
 	"\x04emit\x18\x02 \x01(\v2#.runlane.worker.v1.WorkRequest.EmitH\x00R\x04emit\x12?\n" +
@@ -1500,7 +2047,9 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\vtake_folded\x18\x06 \x01(\v2).runlane.worker.v1.WorkRequest.TakeFoldedH\x00R\n" +
 	"takeFolded\x12L\n" +
 	"\vget_history\x18\a \x01(\v2).runlane.worker.v1.WorkRequest.GetHistoryH\x00R\n" +
-	"getHistory\x12<\n" +
+	"getHistory\x126\n" +
+	"\x03ask\x18\b \x01(\v2\".runlane.worker.v1.WorkRequest.AskH\x00R\x03ask\x12F\n" +
+	"\tfind_step\x18\t \x01(\v2'.runlane.worker.v1.WorkRequest.FindStepH\x00R\bfindStep\x12<\n" +
 	"\x05begun\x18\f \x01(\v2$.runlane.worker.v1.WorkRequest.BegunH\x00R\x05begun\x1a\xa6\x01\n" +
 	"\x05Offer\x12\x16\n" +
 	"\x06agents\x18\x01 \x03(\tR\x06agents\x12\x1b\n" +
@@ -1516,12 +2065,14 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\x06tenant\x18\x06 \x01(\tR\x06tenant\x1aP\n" +
 	"\x04Emit\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x120\n" +
-	"\x06events\x18\x02 \x03(\v2\x18.runlane.worker.v1.EventR\x06events\x1a\x9e\x01\n" +
+	"\x06events\x18\x02 \x03(\v2\x18.runlane.worker.v1.EventR\x06events\x1a\xbf\x01\n" +
 	"\x06Finish\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12'\n" +
 	"\x05usage\x18\x02 \x01(\v2\x11.runlane.v1.UsageR\x05usage\x12\x14\n" +
 	"\x05model\x18\x03 \x01(\tR\x05model\x12=\n" +
-	"\rfinish_reason\x18\x04 \x01(\x0e2\x18.runlane.v1.FinishReasonR\ffinishReason\x1a\x8f\x01\n" +
+	"\rfinish_reason\x18\x04 \x01(\x0e2\x18.runlane.v1.FinishReasonR\ffinishReason\x12\x1f\n" +
+	"\vresult_json\x18\x05 \x01(\tR\n" +
+	"resultJson\x1a\x8f\x01\n" +
 	"\x04Fail\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -1535,24 +2086,44 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x1a\f\n" +
 	"\n" +
 	"GetHistory\x1a\a\n" +
-	"\x05BegunB\t\n" +
-	"\amessageJ\x04\b\b\x10\fR\x04stepR\x03ask\"\xcc\x01\n" +
+	"\x05Begun\x1a@\n" +
+	"\x03Ask\x129\n" +
+	"\tquestions\x18\x01 \x03(\v2\x1b.runlane.worker.v1.QuestionR\tquestions\x1a\x1c\n" +
+	"\bFindStep\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03keyB\t\n" +
+	"\amessageJ\x04\b\n" +
+	"\x10\vJ\x04\b\v\x10\f\"\x87\x02\n" +
+	"\bQuestion\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x1b\n" +
+	"\ttool_name\x18\x03 \x01(\tR\btoolName\x12%\n" +
+	"\x0earguments_json\x18\x04 \x01(\tR\rargumentsJson\x12\x18\n" +
+	"\achoices\x18\x05 \x03(\tR\achoices\x12\x1f\n" +
+	"\vschema_json\x18\x06 \x01(\tR\n" +
+	"schemaJson\x123\n" +
+	"\atimeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
+	"\fdefault_json\x18\b \x01(\tR\vdefaultJson\"\xe8\x02\n" +
 	"\x05Event\x12\x1f\n" +
 	"\n" +
 	"text_delta\x18\x01 \x01(\tH\x00R\ttextDelta\x12)\n" +
 	"\x0freasoning_delta\x18\x02 \x01(\tH\x00R\x0ereasoningDelta\x123\n" +
 	"\ttool_call\x18\x03 \x01(\v2\x14.runlane.v1.ToolCallH\x00R\btoolCall\x129\n" +
 	"\vtool_result\x18\x04 \x01(\v2\x16.runlane.v1.ToolResultH\x00R\n" +
-	"toolResultB\a\n" +
-	"\x05event\"\xb3\n" +
-	"\n" +
+	"toolResult\x122\n" +
+	"\bartifact\x18\x05 \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
+	"\x06custom\x18\x06 \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x12/\n" +
+	"\x04step\x18\a \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04stepB\a\n" +
+	"\x05event\"\xda\r\n" +
 	"\fWorkResponse\x12:\n" +
 	"\x04turn\x18\x01 \x01(\v2$.runlane.worker.v1.WorkResponse.TurnH\x00R\x04turn\x12=\n" +
 	"\x05acked\x18\x02 \x01(\v2%.runlane.worker.v1.WorkResponse.AckedH\x00R\x05acked\x12@\n" +
 	"\x06folded\x18\x03 \x01(\v2&.runlane.worker.v1.WorkResponse.FoldedH\x00R\x06folded\x12@\n" +
 	"\x06cancel\x18\x04 \x01(\v2&.runlane.worker.v1.WorkResponse.CancelH\x00R\x06cancel\x12@\n" +
 	"\x06fenced\x18\x05 \x01(\v2&.runlane.worker.v1.WorkResponse.FencedH\x00R\x06fenced\x12C\n" +
-	"\ahistory\x18\x06 \x01(\v2'.runlane.worker.v1.WorkResponse.HistoryH\x00R\ahistory\x1a\xeb\x03\n" +
+	"\ahistory\x18\x06 \x01(\v2'.runlane.worker.v1.WorkResponse.HistoryH\x00R\ahistory\x12C\n" +
+	"\aanswers\x18\a \x01(\v2'.runlane.worker.v1.WorkResponse.AnswersH\x00R\aanswers\x12@\n" +
+	"\x06parked\x18\b \x01(\v2&.runlane.worker.v1.WorkResponse.ParkedH\x00R\x06parked\x12:\n" +
+	"\x04step\x18\t \x01(\v2$.runlane.worker.v1.WorkResponse.StepH\x00R\x04step\x1a\xeb\x03\n" +
 	"\x04Turn\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1d\n" +
 	"\n" +
@@ -1586,8 +2157,19 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x1a\b\n" +
 	"\x06Cancel\x1a\"\n" +
 	"\x06Fenced\x12\x18\n" +
-	"\amessage\x18\x01 \x01(\tR\amessageB\t\n" +
-	"\amessageJ\x04\b\b\x10\fR\x06answer2\\\n" +
+	"\amessage\x18\x01 \x01(\tR\amessage\x1aK\n" +
+	"\aAnswers\x12@\n" +
+	"\aanswers\x18\x01 \x03(\v2&.runlane.worker.v1.WorkResponse.AnswerR\aanswers\x1aK\n" +
+	"\x06Answer\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x06answer\x18\x02 \x01(\v2\x17.runlane.v1.InputAnswerR\x06answer\x1a\b\n" +
+	"\x06Parked\x1a@\n" +
+	"\x04Step\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1b\n" +
+	"\x06result\x18\x02 \x01(\tH\x00R\x06result\x88\x01\x01B\t\n" +
+	"\a_resultB\t\n" +
+	"\amessageJ\x04\b\n" +
+	"\x10\vJ\x04\b\v\x10\f2\\\n" +
 	"\rWorkerService\x12K\n" +
 	"\x04Work\x12\x1e.runlane.worker.v1.WorkRequest\x1a\x1f.runlane.worker.v1.WorkResponse(\x010\x01B:Z8runlane.example/gen/go/runlane/worker/v1;runlaneworkerv1b\x06proto3"
 
@@ -1603,71 +2185,95 @@ func file_runlane_worker_v1_worker_service_proto_rawDescGZIP() []byte {
 	return file_runlane_worker_v1_worker_service_proto_rawDescData
 }
 
-var file_runlane_worker_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_runlane_worker_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_runlane_worker_v1_worker_service_proto_goTypes = []any{
 	(*WorkRequest)(nil),               // 0: runlane.worker.v1.WorkRequest
-	(*Event)(nil),                     // 1: runlane.worker.v1.Event
-	(*WorkResponse)(nil),              // 2: runlane.worker.v1.WorkResponse
-	(*WorkRequest_Offer)(nil),         // 3: runlane.worker.v1.WorkRequest.Offer
-	(*WorkRequest_Resume)(nil),        // 4: runlane.worker.v1.WorkRequest.Resume
-	(*WorkRequest_Emit)(nil),          // 5: runlane.worker.v1.WorkRequest.Emit
-	(*WorkRequest_Finish)(nil),        // 6: runlane.worker.v1.WorkRequest.Finish
-	(*WorkRequest_Fail)(nil),          // 7: runlane.worker.v1.WorkRequest.Fail
-	(*WorkRequest_HandBack)(nil),      // 8: runlane.worker.v1.WorkRequest.HandBack
-	(*WorkRequest_TakeFolded)(nil),    // 9: runlane.worker.v1.WorkRequest.TakeFolded
-	(*WorkRequest_GetHistory)(nil),    // 10: runlane.worker.v1.WorkRequest.GetHistory
-	(*WorkRequest_Begun)(nil),         // 11: runlane.worker.v1.WorkRequest.Begun
-	(*WorkResponse_Turn)(nil),         // 12: runlane.worker.v1.WorkResponse.Turn
-	(*WorkResponse_Acked)(nil),        // 13: runlane.worker.v1.WorkResponse.Acked
-	(*WorkResponse_Folded)(nil),       // 14: runlane.worker.v1.WorkResponse.Folded
-	(*WorkResponse_FoldedPrompt)(nil), // 15: runlane.worker.v1.WorkResponse.FoldedPrompt
-	(*WorkResponse_History)(nil),      // 16: runlane.worker.v1.WorkResponse.History
-	(*WorkResponse_Cancel)(nil),       // 17: runlane.worker.v1.WorkResponse.Cancel
-	(*WorkResponse_Fenced)(nil),       // 18: runlane.worker.v1.WorkResponse.Fenced
-	nil,                               // 19: runlane.worker.v1.WorkResponse.Turn.MetadataEntry
-	(*v1.ToolCall)(nil),               // 20: runlane.v1.ToolCall
-	(*v1.ToolResult)(nil),             // 21: runlane.v1.ToolResult
-	(*v1.Usage)(nil),                  // 22: runlane.v1.Usage
-	(v1.FinishReason)(0),              // 23: runlane.v1.FinishReason
-	(*v1.Attachment)(nil),             // 24: runlane.v1.Attachment
-	(*timestamppb.Timestamp)(nil),     // 25: google.protobuf.Timestamp
-	(*v1.Message)(nil),                // 26: runlane.v1.Message
+	(*Question)(nil),                  // 1: runlane.worker.v1.Question
+	(*Event)(nil),                     // 2: runlane.worker.v1.Event
+	(*WorkResponse)(nil),              // 3: runlane.worker.v1.WorkResponse
+	(*WorkRequest_Offer)(nil),         // 4: runlane.worker.v1.WorkRequest.Offer
+	(*WorkRequest_Resume)(nil),        // 5: runlane.worker.v1.WorkRequest.Resume
+	(*WorkRequest_Emit)(nil),          // 6: runlane.worker.v1.WorkRequest.Emit
+	(*WorkRequest_Finish)(nil),        // 7: runlane.worker.v1.WorkRequest.Finish
+	(*WorkRequest_Fail)(nil),          // 8: runlane.worker.v1.WorkRequest.Fail
+	(*WorkRequest_HandBack)(nil),      // 9: runlane.worker.v1.WorkRequest.HandBack
+	(*WorkRequest_TakeFolded)(nil),    // 10: runlane.worker.v1.WorkRequest.TakeFolded
+	(*WorkRequest_GetHistory)(nil),    // 11: runlane.worker.v1.WorkRequest.GetHistory
+	(*WorkRequest_Begun)(nil),         // 12: runlane.worker.v1.WorkRequest.Begun
+	(*WorkRequest_Ask)(nil),           // 13: runlane.worker.v1.WorkRequest.Ask
+	(*WorkRequest_FindStep)(nil),      // 14: runlane.worker.v1.WorkRequest.FindStep
+	(*WorkResponse_Turn)(nil),         // 15: runlane.worker.v1.WorkResponse.Turn
+	(*WorkResponse_Acked)(nil),        // 16: runlane.worker.v1.WorkResponse.Acked
+	(*WorkResponse_Folded)(nil),       // 17: runlane.worker.v1.WorkResponse.Folded
+	(*WorkResponse_FoldedPrompt)(nil), // 18: runlane.worker.v1.WorkResponse.FoldedPrompt
+	(*WorkResponse_History)(nil),      // 19: runlane.worker.v1.WorkResponse.History
+	(*WorkResponse_Cancel)(nil),       // 20: runlane.worker.v1.WorkResponse.Cancel
+	(*WorkResponse_Fenced)(nil),       // 21: runlane.worker.v1.WorkResponse.Fenced
+	(*WorkResponse_Answers)(nil),      // 22: runlane.worker.v1.WorkResponse.Answers
+	(*WorkResponse_Answer)(nil),       // 23: runlane.worker.v1.WorkResponse.Answer
+	(*WorkResponse_Parked)(nil),       // 24: runlane.worker.v1.WorkResponse.Parked
+	(*WorkResponse_Step)(nil),         // 25: runlane.worker.v1.WorkResponse.Step
+	nil,                               // 26: runlane.worker.v1.WorkResponse.Turn.MetadataEntry
+	(*durationpb.Duration)(nil),       // 27: google.protobuf.Duration
+	(*v1.ToolCall)(nil),               // 28: runlane.v1.ToolCall
+	(*v1.ToolResult)(nil),             // 29: runlane.v1.ToolResult
+	(*v1.Artifact)(nil),               // 30: runlane.v1.Artifact
+	(*v1.RunEvent_Custom)(nil),        // 31: runlane.v1.RunEvent.Custom
+	(*v1.RunEvent_Step)(nil),          // 32: runlane.v1.RunEvent.Step
+	(*v1.Usage)(nil),                  // 33: runlane.v1.Usage
+	(v1.FinishReason)(0),              // 34: runlane.v1.FinishReason
+	(*v1.Attachment)(nil),             // 35: runlane.v1.Attachment
+	(*timestamppb.Timestamp)(nil),     // 36: google.protobuf.Timestamp
+	(*v1.Message)(nil),                // 37: runlane.v1.Message
+	(*v1.InputAnswer)(nil),            // 38: runlane.v1.InputAnswer
 }
 var file_runlane_worker_v1_worker_service_proto_depIdxs = []int32{
-	3,  // 0: runlane.worker.v1.WorkRequest.offer:type_name -> runlane.worker.v1.WorkRequest.Offer
-	5,  // 1: runlane.worker.v1.WorkRequest.emit:type_name -> runlane.worker.v1.WorkRequest.Emit
-	6,  // 2: runlane.worker.v1.WorkRequest.finish:type_name -> runlane.worker.v1.WorkRequest.Finish
-	7,  // 3: runlane.worker.v1.WorkRequest.fail:type_name -> runlane.worker.v1.WorkRequest.Fail
-	8,  // 4: runlane.worker.v1.WorkRequest.hand_back:type_name -> runlane.worker.v1.WorkRequest.HandBack
-	9,  // 5: runlane.worker.v1.WorkRequest.take_folded:type_name -> runlane.worker.v1.WorkRequest.TakeFolded
-	10, // 6: runlane.worker.v1.WorkRequest.get_history:type_name -> runlane.worker.v1.WorkRequest.GetHistory
-	11, // 7: runlane.worker.v1.WorkRequest.begun:type_name -> runlane.worker.v1.WorkRequest.Begun
-	20, // 8: runlane.worker.v1.Event.tool_call:type_name -> runlane.v1.ToolCall
-	21, // 9: runlane.worker.v1.Event.tool_result:type_name -> runlane.v1.ToolResult
-	12, // 10: runlane.worker.v1.WorkResponse.turn:type_name -> runlane.worker.v1.WorkResponse.Turn
-	13, // 11: runlane.worker.v1.WorkResponse.acked:type_name -> runlane.worker.v1.WorkResponse.Acked
-	14, // 12: runlane.worker.v1.WorkResponse.folded:type_name -> runlane.worker.v1.WorkResponse.Folded
-	17, // 13: runlane.worker.v1.WorkResponse.cancel:type_name -> runlane.worker.v1.WorkResponse.Cancel
-	18, // 14: runlane.worker.v1.WorkResponse.fenced:type_name -> runlane.worker.v1.WorkResponse.Fenced
-	16, // 15: runlane.worker.v1.WorkResponse.history:type_name -> runlane.worker.v1.WorkResponse.History
-	4,  // 16: runlane.worker.v1.WorkRequest.Offer.resume:type_name -> runlane.worker.v1.WorkRequest.Resume
-	1,  // 17: runlane.worker.v1.WorkRequest.Emit.events:type_name -> runlane.worker.v1.Event
-	22, // 18: runlane.worker.v1.WorkRequest.Finish.usage:type_name -> runlane.v1.Usage
-	23, // 19: runlane.worker.v1.WorkRequest.Finish.finish_reason:type_name -> runlane.v1.FinishReason
-	22, // 20: runlane.worker.v1.WorkRequest.Fail.usage:type_name -> runlane.v1.Usage
-	24, // 21: runlane.worker.v1.WorkResponse.Turn.attachments:type_name -> runlane.v1.Attachment
-	19, // 22: runlane.worker.v1.WorkResponse.Turn.metadata:type_name -> runlane.worker.v1.WorkResponse.Turn.MetadataEntry
-	25, // 23: runlane.worker.v1.WorkResponse.Turn.deadline:type_name -> google.protobuf.Timestamp
-	15, // 24: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
-	24, // 25: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
-	26, // 26: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
-	0,  // 27: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
-	2,  // 28: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	4,  // 0: runlane.worker.v1.WorkRequest.offer:type_name -> runlane.worker.v1.WorkRequest.Offer
+	6,  // 1: runlane.worker.v1.WorkRequest.emit:type_name -> runlane.worker.v1.WorkRequest.Emit
+	7,  // 2: runlane.worker.v1.WorkRequest.finish:type_name -> runlane.worker.v1.WorkRequest.Finish
+	8,  // 3: runlane.worker.v1.WorkRequest.fail:type_name -> runlane.worker.v1.WorkRequest.Fail
+	9,  // 4: runlane.worker.v1.WorkRequest.hand_back:type_name -> runlane.worker.v1.WorkRequest.HandBack
+	10, // 5: runlane.worker.v1.WorkRequest.take_folded:type_name -> runlane.worker.v1.WorkRequest.TakeFolded
+	11, // 6: runlane.worker.v1.WorkRequest.get_history:type_name -> runlane.worker.v1.WorkRequest.GetHistory
+	13, // 7: runlane.worker.v1.WorkRequest.ask:type_name -> runlane.worker.v1.WorkRequest.Ask
+	14, // 8: runlane.worker.v1.WorkRequest.find_step:type_name -> runlane.worker.v1.WorkRequest.FindStep
+	12, // 9: runlane.worker.v1.WorkRequest.begun:type_name -> runlane.worker.v1.WorkRequest.Begun
+	27, // 10: runlane.worker.v1.Question.timeout:type_name -> google.protobuf.Duration
+	28, // 11: runlane.worker.v1.Event.tool_call:type_name -> runlane.v1.ToolCall
+	29, // 12: runlane.worker.v1.Event.tool_result:type_name -> runlane.v1.ToolResult
+	30, // 13: runlane.worker.v1.Event.artifact:type_name -> runlane.v1.Artifact
+	31, // 14: runlane.worker.v1.Event.custom:type_name -> runlane.v1.RunEvent.Custom
+	32, // 15: runlane.worker.v1.Event.step:type_name -> runlane.v1.RunEvent.Step
+	15, // 16: runlane.worker.v1.WorkResponse.turn:type_name -> runlane.worker.v1.WorkResponse.Turn
+	16, // 17: runlane.worker.v1.WorkResponse.acked:type_name -> runlane.worker.v1.WorkResponse.Acked
+	17, // 18: runlane.worker.v1.WorkResponse.folded:type_name -> runlane.worker.v1.WorkResponse.Folded
+	20, // 19: runlane.worker.v1.WorkResponse.cancel:type_name -> runlane.worker.v1.WorkResponse.Cancel
+	21, // 20: runlane.worker.v1.WorkResponse.fenced:type_name -> runlane.worker.v1.WorkResponse.Fenced
+	19, // 21: runlane.worker.v1.WorkResponse.history:type_name -> runlane.worker.v1.WorkResponse.History
+	22, // 22: runlane.worker.v1.WorkResponse.answers:type_name -> runlane.worker.v1.WorkResponse.Answers
+	24, // 23: runlane.worker.v1.WorkResponse.parked:type_name -> runlane.worker.v1.WorkResponse.Parked
+	25, // 24: runlane.worker.v1.WorkResponse.step:type_name -> runlane.worker.v1.WorkResponse.Step
+	5,  // 25: runlane.worker.v1.WorkRequest.Offer.resume:type_name -> runlane.worker.v1.WorkRequest.Resume
+	2,  // 26: runlane.worker.v1.WorkRequest.Emit.events:type_name -> runlane.worker.v1.Event
+	33, // 27: runlane.worker.v1.WorkRequest.Finish.usage:type_name -> runlane.v1.Usage
+	34, // 28: runlane.worker.v1.WorkRequest.Finish.finish_reason:type_name -> runlane.v1.FinishReason
+	33, // 29: runlane.worker.v1.WorkRequest.Fail.usage:type_name -> runlane.v1.Usage
+	1,  // 30: runlane.worker.v1.WorkRequest.Ask.questions:type_name -> runlane.worker.v1.Question
+	35, // 31: runlane.worker.v1.WorkResponse.Turn.attachments:type_name -> runlane.v1.Attachment
+	26, // 32: runlane.worker.v1.WorkResponse.Turn.metadata:type_name -> runlane.worker.v1.WorkResponse.Turn.MetadataEntry
+	36, // 33: runlane.worker.v1.WorkResponse.Turn.deadline:type_name -> google.protobuf.Timestamp
+	18, // 34: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
+	35, // 35: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
+	37, // 36: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
+	23, // 37: runlane.worker.v1.WorkResponse.Answers.answers:type_name -> runlane.worker.v1.WorkResponse.Answer
+	38, // 38: runlane.worker.v1.WorkResponse.Answer.answer:type_name -> runlane.v1.InputAnswer
+	0,  // 39: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
+	3,  // 40: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
+	40, // [40:41] is the sub-list for method output_type
+	39, // [39:40] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_runlane_worker_v1_worker_service_proto_init() }
@@ -1683,29 +2289,38 @@ func file_runlane_worker_v1_worker_service_proto_init() {
 		(*WorkRequest_HandBack_)(nil),
 		(*WorkRequest_TakeFolded_)(nil),
 		(*WorkRequest_GetHistory_)(nil),
+		(*WorkRequest_Ask_)(nil),
+		(*WorkRequest_FindStep_)(nil),
 		(*WorkRequest_Begun_)(nil),
 	}
-	file_runlane_worker_v1_worker_service_proto_msgTypes[1].OneofWrappers = []any{
+	file_runlane_worker_v1_worker_service_proto_msgTypes[2].OneofWrappers = []any{
 		(*Event_TextDelta)(nil),
 		(*Event_ReasoningDelta)(nil),
 		(*Event_ToolCall)(nil),
 		(*Event_ToolResult)(nil),
+		(*Event_Artifact)(nil),
+		(*Event_Custom)(nil),
+		(*Event_Step)(nil),
 	}
-	file_runlane_worker_v1_worker_service_proto_msgTypes[2].OneofWrappers = []any{
+	file_runlane_worker_v1_worker_service_proto_msgTypes[3].OneofWrappers = []any{
 		(*WorkResponse_Turn_)(nil),
 		(*WorkResponse_Acked_)(nil),
 		(*WorkResponse_Folded_)(nil),
 		(*WorkResponse_Cancel_)(nil),
 		(*WorkResponse_Fenced_)(nil),
 		(*WorkResponse_History_)(nil),
+		(*WorkResponse_Answers_)(nil),
+		(*WorkResponse_Parked_)(nil),
+		(*WorkResponse_Step_)(nil),
 	}
+	file_runlane_worker_v1_worker_service_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_worker_v1_worker_service_proto_rawDesc), len(file_runlane_worker_v1_worker_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
