@@ -57,6 +57,7 @@ PROOFS := \
 	tests/store/postgres/test_failover.py \
 	tests/store/postgres/test_faults.py \
 	tests/store/postgres/test_planted_rows.py \
+	tests/store/sqlite/test_names.py \
 	tests/store/sqlite/test_planted_rows.py \
 	tests/web/test_console.py \
 	tests/web/test_console_text.py \

@@ -77,6 +77,14 @@ from runlane.inputs import (
 from runlane.pager import Page, Pager
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
+from runlane.session_stream import (
+    QueueChanged,
+    SessionChanged,
+    SessionEvent,
+    SessionRunEvent,
+    SessionSnapshot,
+    SessionStream,
+)
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
@@ -173,6 +181,7 @@ __all__ = [
     "PermissionDenied",
     "Progress",
     "PromptTooLarge",
+    "QueueChanged",
     "QueueFull",
     "QuotaExceeded",
     "Reasoning",
@@ -196,9 +205,14 @@ __all__ = [
     "RunlaneError",
     "Session",
     "SessionBusy",
+    "SessionChanged",
+    "SessionEvent",
     "SessionExists",
     "SessionMissing",
     "SessionNotFound",
+    "SessionRunEvent",
+    "SessionSnapshot",
+    "SessionStream",
     "Started",
     "Step",
     "StoreUnavailable",

@@ -28,6 +28,7 @@ from runlane.metadata import Metadata, MetadataSource, check_metadata, check_tok
 from runlane.pager import Page, Pager, join_messages
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
+from runlane.session_stream import NO_CURSORS, SessionStream
 from runlane.subscription import SILENCE_SECONDS, Subscription
 from runlane.types import (
     NO_LABELS,
@@ -321,6 +322,40 @@ class Client:
             on_lost: Called with the error before each reconnect.
         """
         return RunEvents(self._wire, run_id, after_index=after_index, on_lost=on_lost)
+
+    def subscribe_session(
+        self,
+        session_ids: str | Iterable[str],
+        *,
+        cursors: Mapping[str, str] = NO_CURSORS,
+        with_deltas: bool = True,
+        silence: Seconds = SILENCE_SECONDS,
+        max_silence: Seconds | None = None,
+        on_lost: Callable[[RunlaneError], None] | None = None,
+    ) -> SessionStream:
+        """Iterates over everything that happens in sessions; see `SessionStream`.
+
+        Args:
+            session_ids: The session, or up to 1,000 sessions. They need not exist yet.
+            cursors: Resume after these `SessionStream.cursors`; a session without one begins with a
+                snapshot.
+            with_deltas: Include `TextDelta` and `ReasoningDelta` events.
+            silence: Time without a message after which the connection counts as lost (seconds or a
+                timedelta). An idle server sends a progress mark every 15 s by default.
+            max_silence: Time without a message after which an error is raised instead of a
+                reconnect (seconds or a timedelta); None: no limit.
+            on_lost: Called with the error before each reconnect.
+        """
+        ids = (session_ids,) if isinstance(session_ids, str) else tuple(session_ids)
+        return SessionStream(
+            self._wire,
+            ids,
+            cursors=cursors,
+            with_deltas=with_deltas,
+            silence=seconds(silence),
+            max_silence=None if max_silence is None else seconds(max_silence),
+            on_lost=on_lost,
+        )
 
     async def wait_run(self, run_id: str, *, timeout: Seconds | None = None) -> Run:
         """Waits for the end of a run, across lost connections and server restarts.

@@ -39,6 +39,8 @@ from runlane.pager import Pager as AsyncPager
 from runlane.portal import Portal
 from runlane.run_events import RunEvents as AsyncRunEvents
 from runlane.run_handle import RunHandle as AsyncRunHandle
+from runlane.session_stream import NO_CURSORS, SessionEvent
+from runlane.session_stream import SessionStream as AsyncSessionStream
 from runlane.subscription import SILENCE_SECONDS
 from runlane.subscription import Subscription as AsyncSubscription
 from runlane.types import (
@@ -60,7 +62,7 @@ from runlane.types import (
 from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
 from runlane.wire import RetryPolicy
 
-__all__ = ["Client", "Pager", "RunEvents", "RunHandle", "Subscription"]
+__all__ = ["Client", "Pager", "RunEvents", "RunHandle", "SessionStream", "Subscription"]
 
 
 class Client:
@@ -302,6 +304,41 @@ class Client:
         return RunEvents(
             self._portal,
             self._inner.subscribe_run(run_id, after_index=after_index, on_lost=on_lost),
+        )
+
+    def subscribe_session(
+        self,
+        session_ids: str | Iterable[str],
+        *,
+        cursors: Mapping[str, str] = NO_CURSORS,
+        with_deltas: bool = True,
+        silence: Seconds = SILENCE_SECONDS,
+        max_silence: Seconds | None = None,
+        on_lost: Callable[[RunlaneError], None] | None = None,
+    ) -> SessionStream:
+        """Iterates over everything that happens in sessions; see `SessionStream`.
+
+        Args:
+            session_ids: The session, or up to 1,000 sessions. They need not exist yet.
+            cursors: Resume after these `SessionStream.cursors`; a session without one begins with a
+                snapshot.
+            with_deltas: Include `TextDelta` and `ReasoningDelta` events.
+            silence: Time without a message after which the connection counts as lost (seconds or a
+                timedelta). An idle server sends a progress mark every 15 s by default.
+            max_silence: Time without a message after which an error is raised instead of a
+                reconnect (seconds or a timedelta); None: no limit.
+            on_lost: Called with the error before each reconnect.
+        """
+        return SessionStream(
+            self._portal,
+            self._inner.subscribe_session(
+                session_ids,
+                cursors=cursors,
+                with_deltas=with_deltas,
+                silence=silence,
+                max_silence=max_silence,
+                on_lost=on_lost,
+            ),
         )
 
     def wait_run(self, run_id: str, *, timeout: Seconds | None = None) -> Run:
@@ -688,6 +725,56 @@ class RunEvents:
         return self
 
     def __next__(self) -> RunEvent:
+        return self._portal.call(self._inner.__anext__)
+
+    def __del__(self) -> None:
+        self._portal.close_soon(self._inner.aclose)
+
+
+class SessionStream:
+    """An endless iterator over what happens in sessions, created by `Client.subscribe_session`.
+
+        with client.subscribe_session("my-session") as stream:
+            for event in stream:
+                ...
+
+    Each session begins with a `SessionSnapshot`; then comes everything that happens after exactly
+    its position, once. It resumes after a lost or silent connection, and when a server restarts.
+    It raises `CursorCompacted` if undelivered events were removed, and other permanent errors.
+    """
+
+    def __init__(self, portal: Portal, inner: AsyncSessionStream) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    @property
+    def cursors(self) -> Mapping[str, str]:
+        """The position in each session after the last delivered event; opaque.
+
+        Pass it to a new stream to resume. A session without one begins with a snapshot.
+        """
+        return self._inner.cursors
+
+    def close(self) -> None:
+        """Ends the stream and its call. Idempotent."""
+        self._portal.call(self._inner.aclose)
+
+    def __enter__(self) -> Self:
+        self._portal.call(self._inner.__aenter__)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._portal.call(self._inner.__aexit__, exc_type, exc, traceback)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> SessionEvent:
         return self._portal.call(self._inner.__anext__)
 
     def __del__(self) -> None:

@@ -124,6 +124,12 @@ UNSET: list[Case] = [
     (sessions_pb.GetSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.DeleteSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.ListMessagesRequest(), "SESSION_MISSING", ["session_id"]),
+    (sessions_pb.SubscribeSessionRequest(), "SESSION_MISSING", ["session_ids"]),
+    (
+        sessions_pb.SubscribeSessionRequest(session_ids=["s", ""]),
+        "SESSION_MISSING",
+        ["session_ids[1]"],
+    ),
     (a_run(session_id="", prompt=""), "SESSION_MISSING", ["session_id", "prompt"]),
 ]
 
@@ -251,6 +257,19 @@ CONTENT: list[Case] = [
         sessions_pb.ListMessagesRequest(session_id="s", page_token="garbage"),  # noqa: S106
         "PAGE_TOKEN_INVALID",
         ["page_token"],
+    ),
+    *(
+        (
+            sessions_pb.SubscribeSessionRequest(session_ids=["s"], cursors=[cursor]),
+            "CURSOR_INVALID",
+            ["cursors[0]"],
+        )
+        for cursor in ("", "garbage", "ä", "A" * 10_000)
+    ),
+    (
+        sessions_pb.SubscribeSessionRequest(session_ids=["a\n"], cursors=["garbage"]),
+        "CURSOR_INVALID",
+        ["session_ids[0]", "cursors[0]"],
     ),
     # One error names every invalid field, an opaque one included.
     (

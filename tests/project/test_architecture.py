@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
         "batching",
         "corrupt",
         "findings",
+        "lane_log",
         "postgres.check",
         "postgres.repair",
         "retry",
@@ -87,7 +88,7 @@ ROOMS: dict[str, set[str]] = {
         "node_keys",
     },
     "config": {"", "option_types", "sample", "settings", "sources"},
-    "feed": {"feed"},
+    "feed": {"feed", "sessions"},
     "cluster": {"key_refresh", "membership", "peers", "relay"},
     "engine": {
         "agent_code",

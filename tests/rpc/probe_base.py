@@ -35,6 +35,7 @@ MIN_ROLE: Mapping[str, str] = {
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",
     SESSIONS + "ListMessages": "read",
+    SESSIONS + "SubscribeSession": "read",
     AGENTS + "ListAgents": "read",
     **dict.fromkeys(
         (

@@ -94,6 +94,7 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),
         "ListSessions": sessions_pb.ListSessionsRequest(),
         "ListMessages": sessions_pb.ListMessagesRequest(session_id=session),
+        "SubscribeSession": sessions_pb.SubscribeSessionRequest(session_ids=[session]),
         "ListAgents": agents_pb.ListAgentsRequest(),
         "CreateWebhook": webhooks_pb.CreateWebhookRequest(url="https://example.org/"),
         "GetWebhook": webhooks_pb.GetWebhookRequest(webhook_id=f"w-{run}"),

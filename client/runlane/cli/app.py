@@ -12,6 +12,7 @@ from runlane.cli.answer import answer
 from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
+from runlane.cli.follow import follow
 from runlane.cli.lists import runs, wait
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
@@ -53,7 +54,7 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 
 for command in (
-    *(run, cancel, watch, top, runs, show, wait, answer, sessions, messages, agents),
+    *(run, cancel, watch, follow, top, runs, show, wait, answer, sessions, messages, agents),
     *(webhooks, worker),
 ):
     runlane.add_command(command)

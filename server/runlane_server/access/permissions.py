@@ -31,6 +31,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _SESSIONS + "DeleteSession": Role.ADMIN,
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,
+        _SESSIONS + "SubscribeSession": Role.READ,
         _AGENTS + "ListAgents": Role.READ,
         _WEBHOOKS + "CreateWebhook": Role.WEBHOOKS,
         _WEBHOOKS + "GetWebhook": Role.WEBHOOKS,

@@ -51,6 +51,7 @@ from runlane_server.rpc.inflight import InflightCalls
 from runlane_server.rpc.middleware import Middleware
 from runlane_server.rpc.requests import MAX_MESSAGE, WINDOW
 from runlane_server.rpc.runs import RunService
+from runlane_server.rpc.session_stream import SessionStreams
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
 from runlane_server.rpc.webhooks import WebhookService
@@ -173,7 +174,8 @@ class Endpoint:
         self._access = access
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
-        self._sessions = SessionService(coordinator)
+        streams = SessionStreams(coordinator, progress_interval=progress_interval, relay=relay)
+        self._sessions = SessionService(coordinator, streams)
         self._agents = AgentService(coordinator)
         self._coordinator = coordinator
         self._harness = None if harness is None else HarnessService(harness)
