@@ -57,6 +57,8 @@ from runlane.errors import (
     UnexpectedStatus,
     Unsupported,
     Violation,
+    WebhookChanged,
+    WebhookNotFound,
 )
 from runlane.inputs import (
     Answer,
@@ -119,6 +121,13 @@ from runlane.types import (
     ToolResult,
     Usage,
     WhenBusy,
+)
+from runlane.webhooks import (
+    Webhook,
+    WebhookEventKind,
+    WebhookFilter,
+    WebhookHealth,
+    WebhookSecret,
 )
 from runlane.wire import RetryPolicy
 
@@ -218,5 +227,12 @@ __all__ = [
     "Unsupported",
     "Usage",
     "Violation",
+    "Webhook",
+    "WebhookChanged",
+    "WebhookEventKind",
+    "WebhookFilter",
+    "WebhookHealth",
+    "WebhookNotFound",
+    "WebhookSecret",
     "WhenBusy",
 ]

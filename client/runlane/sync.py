@@ -59,6 +59,7 @@ from runlane.types import (
     Session,
     WhenBusy,
 )
+from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
 from runlane.wire import RetryPolicy
 
 __all__ = ["Client", "Pager", "RunEvents", "RunHandle", "SessionStream", "Subscription"]
@@ -461,6 +462,91 @@ class Client:
     def list_agents(self) -> tuple[AgentInfo, ...]:
         """Lists the agents that the caller may use, with their state on the node that answers."""
         return self._portal.call(self._inner.list_agents)
+
+    def create_webhook(
+        self,
+        url: str,
+        *,
+        secret: str = "",
+        events: WebhookFilter | None = None,
+        full: bool = False,
+        enabled: bool = True,
+    ) -> WebhookSecret:
+        """Creates a webhook that delivers events from now on; returns it with its secret.
+
+        Args:
+            url: The URL to post to. It must answer a challenge first.
+            secret: `whsec_` and the base64 of 24 to 64 bytes. Empty: the server creates one.
+            events: The events to deliver; None: all.
+            full: Deliver whole events, and not only ids and states.
+            enabled: False: events wait until it is enabled.
+
+        The call is not retried: after a lost response the webhook may exist. Raises
+        InvalidArgument, QuotaExceeded.
+        """
+        return self._portal.call(
+            self._inner.create_webhook,
+            url,
+            secret=secret,
+            events=events,
+            full=full,
+            enabled=enabled,
+        )
+
+    def get_webhook(self, webhook_id: str) -> Webhook:
+        """Returns a webhook with its health. Raises WebhookNotFound."""
+        return self._portal.call(self._inner.get_webhook, webhook_id)
+
+    def list_webhooks(self, *, page_size: int = 0) -> Pager[Webhook]:
+        """Lists webhooks, most recently created first; `page_size` as in `list_runs`."""
+        return Pager(self._portal, self._inner.list_webhooks(page_size=page_size))
+
+    def update_webhook(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: WebhookFilter | None = None,
+        full: bool | None = None,
+        enabled: bool | None = None,
+        etag: str = "",
+    ) -> Webhook:
+        """Changes what is not None. `events` replaces the whole filter.
+
+        With an `etag` of a webhook that was changed meanwhile it raises WebhookChanged. `enabled`
+        also ends a stop by the server. Raises WebhookNotFound, InvalidArgument.
+        """
+        return self._portal.call(
+            self._inner.update_webhook,
+            webhook_id,
+            url=url,
+            events=events,
+            full=full,
+            enabled=enabled,
+            etag=etag,
+        )
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Deletes a webhook. Raises WebhookNotFound."""
+        self._portal.call(self._inner.delete_webhook, webhook_id)
+
+    def redeliver_webhook(self, webhook_id: str, *, cursor: str | None = None) -> Webhook:
+        """Delivers again what comes after a cursor; None: all that the event log still has.
+
+        Raises WebhookNotFound, CursorInvalid, CursorCompacted.
+        """
+        return self._portal.call(self._inner.redeliver_webhook, webhook_id, cursor=cursor)
+
+    def rotate_webhook_secret(
+        self, webhook_id: str, *, secret: str = "", expire_now: bool = False
+    ) -> WebhookSecret:
+        """Replaces the secret; returns the new one. The old one signs for another day.
+
+        The call is not retried. Raises WebhookNotFound, InvalidArgument.
+        """
+        return self._portal.call(
+            self._inner.rotate_webhook_secret, webhook_id, secret=secret, expire_now=expire_now
+        )
 
 
 @dataclass(frozen=True, slots=True)

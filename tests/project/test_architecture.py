@@ -47,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
         "sqlite.check",
         "sqlite.repair",
         "open",
+        "webhooks",
         "weight",
     },
     "agents": {
@@ -98,7 +99,8 @@ ROOMS: dict[str, set[str]] = {
         "pulse",
         "retention",
     },
-    "rpc": {"agent_socket", "endpoint", "tls"},
+    "webhooks": {"attempts", "destination", "dispatcher", "registry", "sender"},
+    "rpc": {"agent_socket", "endpoint", "tls", "webhook_payload"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},
     "cli": {"main"},

@@ -19,6 +19,7 @@ from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
+from runlane.cli.webhooks import webhooks
 from runlane.cli.worker import worker
 
 
@@ -54,6 +55,6 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 for command in (
     *(run, cancel, watch, follow, top, runs, show, wait, answer, sessions, messages, agents),
-    worker,
+    *(webhooks, worker),
 ):
     runlane.add_command(command)

@@ -47,6 +47,7 @@ MIN_WAIT = 0.05
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
 _AGENTS = "/runlane.v1.AgentService/"
+_WEBHOOKS = "/runlane.v1.WebhookService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 _WORKER = "/runlane.worker.v1.WorkerService/"
 _HEALTH = "/grpc.health.v1.Health/"
@@ -79,6 +80,19 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         # 1,000 ids with their cursors.
         _SESSIONS + "SubscribeSession": 512 << 10,
         _AGENTS + "ListAgents": _IDS,
+        # A filter of up to 120 ids and labels.
+        _WEBHOOKS + "CreateWebhook": 64 << 10,
+        _WEBHOOKS + "UpdateWebhook": 64 << 10,
+        **{
+            _WEBHOOKS + name: _IDS
+            for name in (
+                "GetWebhook",
+                "ListWebhooks",
+                "DeleteWebhook",
+                "RedeliverWebhook",
+                "RotateWebhookSecret",
+            )
+        },
         # The arguments of a tool call and a result, of 1 MiB each.
         _WORKER + "Work": (2 << 20) + (64 << 10),
         **{

@@ -176,7 +176,7 @@ class PostgresStore:
             connector, log, notifier, lambda: self.listener, lambda: self.write_observer
         )
         closing.push_async_callback(writer.close)
-        webhooks = PostgresWebhooks(pool)
+        webhooks = PostgresWebhooks(pool, cluster_pool)
         return _OpenParts(opened.store_id, pool, log, notifier, writer, cluster, webhooks)
 
     async def __aexit__(

@@ -152,10 +152,13 @@ INSERT INTO messages (
 INSERT INTO input_requests (
     log_position, tenant, input_request_id, session_id, run_id, key, state, requested_at,
     expires_at, closed_at, answer, question, log_number
-) VALUES (
-    ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
-    1 + coalesce((SELECT max(log_number) FROM input_requests WHERE log_position = ?1), 0)
-);
+)
+WITH one (position) AS (SELECT ?)
+SELECT
+    one.position, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1 + coalesce(
+        (SELECT max(log_number) FROM input_requests WHERE log_position = one.position), 0
+    )
+FROM one;
 
 -- name: close_input
 UPDATE input_requests SET state = ?, closed_at = ?, answer = ?
@@ -192,17 +195,18 @@ ON CONFLICT DO UPDATE SET part = excluded.part;
 
 -- name: insert_event
 -- Without an earlier event the tenant's log begins here, or after the removed events.
-INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes) VALUES (
-    ?1, ?2, ?3, ?4, ?5, ?6,
-    ?7 + coalesce(
-        (SELECT log_bytes FROM events WHERE tenant = ?2 ORDER BY position DESC LIMIT 1),
-        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = ?2),
+INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes)
+WITH ended (position, tenant, session_id, run_id, at, body, bytes) AS (VALUES (?, ?, ?, ?, ?, ?, ?))
+SELECT
+    position, tenant, session_id, run_id, at, body, bytes + coalesce(
+        (SELECT log_bytes FROM events WHERE tenant = ended.tenant ORDER BY position DESC LIMIT 1),
+        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = ended.tenant),
         0
     ) + (
         SELECT coalesce(sum(100 + coalesce(length(CAST(body AS BLOB)), 0)), 0)
-        FROM run_events WHERE tenant = ?2 AND run_id = ?4
+        FROM run_events WHERE tenant = ended.tenant AND run_id = ended.run_id
     )
-);
+FROM ended;
 
 -- Writing: webhooks
 
@@ -618,9 +622,8 @@ WHERE tenant = :tenant AND run_id = :run_id ORDER BY position DESC LIMIT 1;
 -- name: is_end
 -- Whether an event is the last one of a run that has ended.
 SELECT EXISTS (
-    SELECT 1 FROM runs WHERE tenant = ?1 AND run_id = ?2 AND ended_at IS NOT NULL AND ?3 = (
-        SELECT max(idx) FROM run_events WHERE tenant = ?1 AND run_id = ?2
-    )
+    SELECT 1 FROM runs WHERE tenant = :tenant AND run_id = :run_id AND ended_at IS NOT NULL
+    AND :idx = (SELECT max(idx) FROM run_events WHERE tenant = :tenant AND run_id = :run_id)
 );
 
 -- name: recount_stored_bytes
