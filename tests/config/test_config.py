@@ -136,7 +136,7 @@ def test_a_setting_is_read_from_flag_environment_and_file(
         assert getattr(holder, field) == value
 
 
-SWITCHES = ["chat-lenient-end", "insecure-anywhere", "log-content", "harness"]
+SWITCHES = ["chat-lenient-end", "insecure-anywhere", "log-content", "harness", "reload"]
 
 
 @pytest.mark.parametrize("name", SWITCHES)
