@@ -52,10 +52,12 @@ PROOFS := \
 	tests/proofs/fuzz \
 	tests/proofs/lanecheck \
 	tests/proofs/nodes \
+	tests/proofs/webhooks \
 	tests/rpc/test_access_mutants.py \
 	tests/store/postgres/test_failover.py \
 	tests/store/postgres/test_faults.py \
 	tests/store/postgres/test_planted_rows.py \
+	tests/store/sqlite/test_names.py \
 	tests/store/sqlite/test_planted_rows.py \
 	tests/web/test_console.py \
 	tests/web/test_console_text.py
@@ -69,7 +71,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak restarts fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -120,6 +122,9 @@ soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the ser
 
 restarts: $(READY) ## Restart server and gateway under streams over HTTP, RESTARTS (1000) times each
 	RUNLANE_RESTARTS=$(or $(RESTARTS),1000) $(BIN)/pytest --show-capture=no tests/web/test_streams.py -k r25
+
+webhooks: $(READY) ## Kill a server that delivers to webhooks, KILLS (200) times; then measure its deliveries
+	RUNLANE_KILLS=$(or $(KILLS),200) $(BIN)/pytest -rA --show-capture=no tests/proofs/webhooks
 
 fuzz: $(READY) ## Fuzz all parsers, and agents, for SECONDS; SEED repeats the inputs, ONLY names a target
 	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))

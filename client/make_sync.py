@@ -29,6 +29,7 @@ SOURCES = {
     "RunHandle": "run_handle",
     "Subscription": "subscription",
     "RunEvents": "run_events",
+    "SessionStream": "session_stream",
     "Pager": "pager",
 }
 """The classes with a synchronous form, and their modules."""

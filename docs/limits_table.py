@@ -31,6 +31,7 @@ from runlane_server.store import batching
 from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.sqlite import writer as sqlite_writer
 from runlane_server.telemetry import metrics_server
+from runlane_server.webhooks import attempts, delivery, registry, sender
 
 PAGE = Path(__file__).with_name("limits.md")
 
@@ -103,6 +104,26 @@ CALLS = (
         "text of a RunComplete",
         size(model.MAX_COMPLETE_TEXT_BYTES),
         "cut, `text_truncated` is set; the transcript has all of it",
+    ),
+    (
+        "webhooks of a tenant",
+        f"{registry.MAX_OF_TENANT}",
+        "CreateWebhook is refused: QUOTA_EXCEEDED",
+    ),
+    (
+        "sessions of a webhook that wait for a retry",
+        f"{delivery.MAX_HELD:,}",
+        "the webhook reads no further; its events wait in the log",
+    ),
+    (
+        "deliveries of a webhook, of a tenant, of a node at a time",
+        f"{attempts.CONCURRENCY}, {attempts.OF_TENANT}, {attempts.OF_ALL:,}",
+        "further ones wait",
+    ),
+    (
+        "time of a delivery; head and body of an answer",
+        f"{sender.TIMEOUT:g} s; {size(sender.MAX_ANSWER)} each",
+        "the delivery failed; more of the body is not read",
     ),
     ("metadata of a call", size(endpoint.MAX_METADATA), "the call is refused by gRPC"),
     (
@@ -216,6 +237,10 @@ MEMORY = (
     (
         "events read for one subscription at a time",
         f"{feed.PAGE_EVENTS} and {size(feed.PAGE_BYTES)}",
+    ),
+    (
+        "events of one webhook that are read and not delivered",
+        f"{delivery.WINDOW:,} and {size(delivery.WINDOW_BYTES)}",
     ),
     ("lanes of idle sessions in memory", f"{lane_cache.CAPACITY:,}"),
     (

@@ -32,6 +32,8 @@ _STATE = NodeState(
     workers_quarantined=0,
     lease=0.0,
     measured=StoreState(0, 0, 0.0, 0.0),
+    webhooks={"arrived": 0},
+    webhook_problems={"disabled": 0},
 )
 """A state that has all metrics, though no store has all of them."""
 
@@ -48,8 +50,8 @@ def table() -> str:
         if not family.name.startswith("runlane_"):
             continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        of_gauge = family.samples[0].labels if family.type == "gauge" else ()
-        shown = ", ".join(f"`{label}`" for label in labels.get(family.name, of_gauge))
+        of_sample = family.samples[0].labels if family.samples else ()
+        shown = ", ".join(f"`{label}`" for label in labels.get(family.name, of_sample))
         rows.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
     return "\n".join(["| name | type | labels | meaning |", "|---|---|---|---|", *rows])
 

@@ -57,6 +57,8 @@ from runlane.errors import (
     UnexpectedStatus,
     Unsupported,
     Violation,
+    WebhookChanged,
+    WebhookNotFound,
 )
 from runlane.inputs import (
     Answer,
@@ -75,6 +77,14 @@ from runlane.inputs import (
 from runlane.pager import Page, Pager
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
+from runlane.session_stream import (
+    QueueChanged,
+    SessionChanged,
+    SessionEvent,
+    SessionRunEvent,
+    SessionSnapshot,
+    SessionStream,
+)
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
@@ -111,6 +121,13 @@ from runlane.types import (
     ToolResult,
     Usage,
     WhenBusy,
+)
+from runlane.webhooks import (
+    Webhook,
+    WebhookEventKind,
+    WebhookFilter,
+    WebhookHealth,
+    WebhookSecret,
 )
 from runlane.wire import RetryPolicy
 
@@ -164,6 +181,7 @@ __all__ = [
     "PermissionDenied",
     "Progress",
     "PromptTooLarge",
+    "QueueChanged",
     "QueueFull",
     "QuotaExceeded",
     "Reasoning",
@@ -187,9 +205,14 @@ __all__ = [
     "RunlaneError",
     "Session",
     "SessionBusy",
+    "SessionChanged",
+    "SessionEvent",
     "SessionExists",
     "SessionMissing",
     "SessionNotFound",
+    "SessionRunEvent",
+    "SessionSnapshot",
+    "SessionStream",
     "Started",
     "Step",
     "StoreUnavailable",
@@ -204,5 +227,12 @@ __all__ = [
     "Unsupported",
     "Usage",
     "Violation",
+    "Webhook",
+    "WebhookChanged",
+    "WebhookEventKind",
+    "WebhookFilter",
+    "WebhookHealth",
+    "WebhookNotFound",
+    "WebhookSecret",
     "WhenBusy",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import grpc
 
-from runlane import convert, inputs
+from runlane import convert, inputs, webhooks
 from runlane.arguments import build
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
@@ -17,6 +17,7 @@ from runlane.errors import (
     RunlaneError,
     SessionExists,
     SessionNotFound,
+    WebhookNotFound,
     is_outcome_unknown,
     is_refused,
     is_transient,
@@ -27,6 +28,7 @@ from runlane.metadata import Metadata, MetadataSource, check_metadata, check_tok
 from runlane.pager import Page, Pager, join_messages
 from runlane.run_events import RunEvents
 from runlane.run_handle import RunHandle
+from runlane.session_stream import NO_CURSORS, SessionStream
 from runlane.subscription import SILENCE_SECONDS, Subscription
 from runlane.types import (
     NO_LABELS,
@@ -44,6 +46,8 @@ from runlane.types import (
 from runlane.v1 import agent_service_pb2 as agents_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
+from runlane.v1 import webhook_service_pb2 as webhooks_pb
+from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
 from runlane.wire import Backoff, RetryPolicy, Wire
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -319,6 +323,40 @@ class Client:
         """
         return RunEvents(self._wire, run_id, after_index=after_index, on_lost=on_lost)
 
+    def subscribe_session(
+        self,
+        session_ids: str | Iterable[str],
+        *,
+        cursors: Mapping[str, str] = NO_CURSORS,
+        with_deltas: bool = True,
+        silence: Seconds = SILENCE_SECONDS,
+        max_silence: Seconds | None = None,
+        on_lost: Callable[[RunlaneError], None] | None = None,
+    ) -> SessionStream:
+        """Iterates over everything that happens in sessions; see `SessionStream`.
+
+        Args:
+            session_ids: The session, or up to 1,000 sessions. They need not exist yet.
+            cursors: Resume after these `SessionStream.cursors`; a session without one begins with a
+                snapshot.
+            with_deltas: Include `TextDelta` and `ReasoningDelta` events.
+            silence: Time without a message after which the connection counts as lost (seconds or a
+                timedelta). An idle server sends a progress mark every 15 s by default.
+            max_silence: Time without a message after which an error is raised instead of a
+                reconnect (seconds or a timedelta); None: no limit.
+            on_lost: Called with the error before each reconnect.
+        """
+        ids = (session_ids,) if isinstance(session_ids, str) else tuple(session_ids)
+        return SessionStream(
+            self._wire,
+            ids,
+            cursors=cursors,
+            with_deltas=with_deltas,
+            silence=seconds(silence),
+            max_silence=None if max_silence is None else seconds(max_silence),
+            on_lost=on_lost,
+        )
+
     async def wait_run(self, run_id: str, *, timeout: Seconds | None = None) -> Run:
         """Waits for the end of a run, across lost connections and server restarts.
 
@@ -509,6 +547,125 @@ class Client:
         request = agents_pb.ListAgentsRequest()
         response = await self._wire.call(self._wire.agents.ListAgents, request)
         return tuple(map(convert.agent, response.agents))
+
+    # --- Webhooks --------------------------------------------------------------------------------
+
+    async def create_webhook(
+        self,
+        url: str,
+        *,
+        secret: str = "",
+        events: WebhookFilter | None = None,
+        full: bool = False,
+        enabled: bool = True,
+    ) -> WebhookSecret:
+        """Creates a webhook that delivers events from now on; returns it with its secret.
+
+        Args:
+            url: The URL to post to. It must answer a challenge first.
+            secret: `whsec_` and the base64 of 24 to 64 bytes. Empty: the server creates one.
+            events: The events to deliver; None: all.
+            full: Deliver whole events, and not only ids and states.
+            enabled: False: events wait until it is enabled.
+
+        The call is not retried: after a lost response the webhook may exist. Raises
+        InvalidArgument, QuotaExceeded.
+        """
+        request = build(
+            webhooks_pb.CreateWebhookRequest,
+            url=url,
+            secret=secret,
+            filter=None if events is None else webhooks.to_filter(events),
+            full=full,
+            disabled=not enabled,
+        )
+        wire = self._wire
+        response = await wire.once(
+            wire.webhooks.CreateWebhook, request, wire.timeout, wire.metadata
+        )
+        return WebhookSecret(webhooks.webhook(response.webhook), response.secret)
+
+    async def get_webhook(self, webhook_id: str) -> Webhook:
+        """Returns a webhook with its health. Raises WebhookNotFound."""
+        request = build(webhooks_pb.GetWebhookRequest, webhook_id=webhook_id)
+        response = await self._wire.call(self._wire.webhooks.GetWebhook, request)
+        return webhooks.webhook(response.webhook)
+
+    def list_webhooks(self, *, page_size: int = 0) -> Pager[Webhook]:
+        """Lists webhooks, most recently created first; `page_size` as in `list_runs`."""
+        request = build(webhooks_pb.ListWebhooksRequest, page_size=page_size)
+
+        async def fetch(page_token: str) -> Page[Webhook]:
+            request.page_token = page_token
+            response = await self._wire.call(self._wire.webhooks.ListWebhooks, request)
+            return Page(tuple(map(webhooks.webhook, response.webhooks)), response.next_page_token)
+
+        return Pager(fetch)
+
+    async def update_webhook(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: WebhookFilter | None = None,
+        full: bool | None = None,
+        enabled: bool | None = None,
+        etag: str = "",
+    ) -> Webhook:
+        """Changes what is not None. `events` replaces the whole filter.
+
+        With an `etag` of a webhook that was changed meanwhile it raises WebhookChanged. `enabled`
+        also ends a stop by the server. Raises WebhookNotFound, InvalidArgument.
+        """
+        wanted = None if events is None else webhooks.to_filter(events)
+        changes = {"url": url, "filter": wanted, "full": full, "enabled": enabled}
+        given = {name: value for name, value in changes.items() if value is not None}
+        request = build(webhooks_pb.UpdateWebhookRequest, webhook_id=webhook_id, etag=etag, **given)
+        request.update_mask.paths.extend(given)
+        response = await self._wire.call(self._wire.webhooks.UpdateWebhook, request)
+        return webhooks.webhook(response.webhook)
+
+    async def delete_webhook(self, webhook_id: str) -> None:
+        """Deletes a webhook. Raises WebhookNotFound."""
+        request = build(webhooks_pb.DeleteWebhookRequest, webhook_id=webhook_id)
+        try:
+            await self._wire.call(self._wire.webhooks.DeleteWebhook, request)
+        except WebhookNotFound as error:
+            # Not found after a retry: an earlier attempt deleted it.
+            if error.attempts == 1:
+                raise
+
+    async def redeliver_webhook(self, webhook_id: str, *, cursor: str | None = None) -> Webhook:
+        """Delivers again what comes after a cursor; None: all that the event log still has.
+
+        Raises WebhookNotFound, CursorInvalid, CursorCompacted.
+        """
+        request = build(
+            webhooks_pb.RedeliverWebhookRequest,
+            webhook_id=webhook_id,
+            **({"from_beginning": True} if cursor is None else {"cursor": cursor}),
+        )
+        response = await self._wire.call(self._wire.webhooks.RedeliverWebhook, request)
+        return webhooks.webhook(response.webhook)
+
+    async def rotate_webhook_secret(
+        self, webhook_id: str, *, secret: str = "", expire_now: bool = False
+    ) -> WebhookSecret:
+        """Replaces the secret; returns the new one. The old one signs for another day.
+
+        The call is not retried. Raises WebhookNotFound, InvalidArgument.
+        """
+        request = build(
+            webhooks_pb.RotateWebhookSecretRequest,
+            webhook_id=webhook_id,
+            secret=secret,
+            expire_now=expire_now,
+        )
+        wire = self._wire
+        response = await wire.once(
+            wire.webhooks.RotateWebhookSecret, request, wire.timeout, wire.metadata
+        )
+        return WebhookSecret(webhooks.webhook(response.webhook), response.secret)
 
 
 async def _wait_run(wire: Wire, run_id: str, timeout: Seconds | None) -> Run:

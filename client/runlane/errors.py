@@ -18,6 +18,8 @@
     ├── AgentNotFound
     ├── InputNotFound
     ├── InputClosed              the input request takes no answer any more
+    ├── WebhookNotFound
+    ├── WebhookChanged           the webhook was changed meanwhile
     ├── QueueFull
     ├── Overloaded               the node is at its limit; retry after `retry_after`
     ├── QuotaExceeded            the tenant exceeded a quota; `violations` names both
@@ -223,6 +225,20 @@ class InputClosed(RunlaneError):
     default_status = StatusCode.FAILED_PRECONDITION
 
 
+class WebhookNotFound(RunlaneError):
+    """No webhook has this id."""
+
+    reason = "WEBHOOK_NOT_FOUND"
+    default_status = StatusCode.NOT_FOUND
+
+
+class WebhookChanged(RunlaneError):
+    """The webhook was changed meanwhile: the etag is not its current one. Read it again."""
+
+    reason = "WEBHOOK_CHANGED"
+    default_status = StatusCode.ABORTED
+
+
 class QueueFull(RunlaneError):
     """The session is at its limit of waiting runs."""
 
@@ -381,6 +397,8 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             InputNotFound,
             InputClosed,
             AnswerInvalid,
+            WebhookNotFound,
+            WebhookChanged,
             QueueFull,
             Overloaded,
             QuotaExceeded,

@@ -73,6 +73,8 @@ class RunEvents:
                 text = f"the stream of run {self._run_id} ended before the run"
                 await self._stream.pause_or_raise(Unavailable(text))
                 continue
+            if message.HasField("progress"):
+                continue
             index = message.event.index
             if index > self._last_index + 1:
                 await self._refetch_gap(index)

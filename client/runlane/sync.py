@@ -39,6 +39,8 @@ from runlane.pager import Pager as AsyncPager
 from runlane.portal import Portal
 from runlane.run_events import RunEvents as AsyncRunEvents
 from runlane.run_handle import RunHandle as AsyncRunHandle
+from runlane.session_stream import NO_CURSORS, SessionEvent
+from runlane.session_stream import SessionStream as AsyncSessionStream
 from runlane.subscription import SILENCE_SECONDS
 from runlane.subscription import Subscription as AsyncSubscription
 from runlane.types import (
@@ -57,9 +59,10 @@ from runlane.types import (
     Session,
     WhenBusy,
 )
+from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
 from runlane.wire import RetryPolicy
 
-__all__ = ["Client", "Pager", "RunEvents", "RunHandle", "Subscription"]
+__all__ = ["Client", "Pager", "RunEvents", "RunHandle", "SessionStream", "Subscription"]
 
 
 class Client:
@@ -303,6 +306,41 @@ class Client:
             self._inner.subscribe_run(run_id, after_index=after_index, on_lost=on_lost),
         )
 
+    def subscribe_session(
+        self,
+        session_ids: str | Iterable[str],
+        *,
+        cursors: Mapping[str, str] = NO_CURSORS,
+        with_deltas: bool = True,
+        silence: Seconds = SILENCE_SECONDS,
+        max_silence: Seconds | None = None,
+        on_lost: Callable[[RunlaneError], None] | None = None,
+    ) -> SessionStream:
+        """Iterates over everything that happens in sessions; see `SessionStream`.
+
+        Args:
+            session_ids: The session, or up to 1,000 sessions. They need not exist yet.
+            cursors: Resume after these `SessionStream.cursors`; a session without one begins with a
+                snapshot.
+            with_deltas: Include `TextDelta` and `ReasoningDelta` events.
+            silence: Time without a message after which the connection counts as lost (seconds or a
+                timedelta). An idle server sends a progress mark every 15 s by default.
+            max_silence: Time without a message after which an error is raised instead of a
+                reconnect (seconds or a timedelta); None: no limit.
+            on_lost: Called with the error before each reconnect.
+        """
+        return SessionStream(
+            self._portal,
+            self._inner.subscribe_session(
+                session_ids,
+                cursors=cursors,
+                with_deltas=with_deltas,
+                silence=silence,
+                max_silence=max_silence,
+                on_lost=on_lost,
+            ),
+        )
+
     def wait_run(self, run_id: str, *, timeout: Seconds | None = None) -> Run:
         """Waits for the end of a run, across lost connections and server restarts.
 
@@ -424,6 +462,91 @@ class Client:
     def list_agents(self) -> tuple[AgentInfo, ...]:
         """Lists the agents that the caller may use, with their state on the node that answers."""
         return self._portal.call(self._inner.list_agents)
+
+    def create_webhook(
+        self,
+        url: str,
+        *,
+        secret: str = "",
+        events: WebhookFilter | None = None,
+        full: bool = False,
+        enabled: bool = True,
+    ) -> WebhookSecret:
+        """Creates a webhook that delivers events from now on; returns it with its secret.
+
+        Args:
+            url: The URL to post to. It must answer a challenge first.
+            secret: `whsec_` and the base64 of 24 to 64 bytes. Empty: the server creates one.
+            events: The events to deliver; None: all.
+            full: Deliver whole events, and not only ids and states.
+            enabled: False: events wait until it is enabled.
+
+        The call is not retried: after a lost response the webhook may exist. Raises
+        InvalidArgument, QuotaExceeded.
+        """
+        return self._portal.call(
+            self._inner.create_webhook,
+            url,
+            secret=secret,
+            events=events,
+            full=full,
+            enabled=enabled,
+        )
+
+    def get_webhook(self, webhook_id: str) -> Webhook:
+        """Returns a webhook with its health. Raises WebhookNotFound."""
+        return self._portal.call(self._inner.get_webhook, webhook_id)
+
+    def list_webhooks(self, *, page_size: int = 0) -> Pager[Webhook]:
+        """Lists webhooks, most recently created first; `page_size` as in `list_runs`."""
+        return Pager(self._portal, self._inner.list_webhooks(page_size=page_size))
+
+    def update_webhook(
+        self,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        events: WebhookFilter | None = None,
+        full: bool | None = None,
+        enabled: bool | None = None,
+        etag: str = "",
+    ) -> Webhook:
+        """Changes what is not None. `events` replaces the whole filter.
+
+        With an `etag` of a webhook that was changed meanwhile it raises WebhookChanged. `enabled`
+        also ends a stop by the server. Raises WebhookNotFound, InvalidArgument.
+        """
+        return self._portal.call(
+            self._inner.update_webhook,
+            webhook_id,
+            url=url,
+            events=events,
+            full=full,
+            enabled=enabled,
+            etag=etag,
+        )
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Deletes a webhook. Raises WebhookNotFound."""
+        self._portal.call(self._inner.delete_webhook, webhook_id)
+
+    def redeliver_webhook(self, webhook_id: str, *, cursor: str | None = None) -> Webhook:
+        """Delivers again what comes after a cursor; None: all that the event log still has.
+
+        Raises WebhookNotFound, CursorInvalid, CursorCompacted.
+        """
+        return self._portal.call(self._inner.redeliver_webhook, webhook_id, cursor=cursor)
+
+    def rotate_webhook_secret(
+        self, webhook_id: str, *, secret: str = "", expire_now: bool = False
+    ) -> WebhookSecret:
+        """Replaces the secret; returns the new one. The old one signs for another day.
+
+        The call is not retried. Raises WebhookNotFound, InvalidArgument.
+        """
+        return self._portal.call(
+            self._inner.rotate_webhook_secret, webhook_id, secret=secret, expire_now=expire_now
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -602,6 +725,56 @@ class RunEvents:
         return self
 
     def __next__(self) -> RunEvent:
+        return self._portal.call(self._inner.__anext__)
+
+    def __del__(self) -> None:
+        self._portal.close_soon(self._inner.aclose)
+
+
+class SessionStream:
+    """An endless iterator over what happens in sessions, created by `Client.subscribe_session`.
+
+        with client.subscribe_session("my-session") as stream:
+            for event in stream:
+                ...
+
+    Each session begins with a `SessionSnapshot`; then comes everything that happens after exactly
+    its position, once. It resumes after a lost or silent connection, and when a server restarts.
+    It raises `CursorCompacted` if undelivered events were removed, and other permanent errors.
+    """
+
+    def __init__(self, portal: Portal, inner: AsyncSessionStream) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    @property
+    def cursors(self) -> Mapping[str, str]:
+        """The position in each session after the last delivered event; opaque.
+
+        Pass it to a new stream to resume. A session without one begins with a snapshot.
+        """
+        return self._inner.cursors
+
+    def close(self) -> None:
+        """Ends the stream and its call. Idempotent."""
+        self._portal.call(self._inner.aclose)
+
+    def __enter__(self) -> Self:
+        self._portal.call(self._inner.__aenter__)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._portal.call(self._inner.__aexit__, exc_type, exc, traceback)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> SessionEvent:
         return self._portal.call(self._inner.__anext__)
 
     def __del__(self) -> None:

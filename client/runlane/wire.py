@@ -26,11 +26,13 @@ from runlane.targets import is_local
 from runlane.v1.agent_service_pb2_grpc import AgentServiceStub
 from runlane.v1.run_service_pb2_grpc import RunServiceStub
 from runlane.v1.session_service_pb2_grpc import SessionServiceStub
+from runlane.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
 if TYPE_CHECKING:
     from runlane.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
     from runlane.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from runlane.v1.session_service_pb2_grpc import SessionServiceAsyncStub
+    from runlane.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -138,6 +140,7 @@ class Wire:
         self._runs: RunServiceAsyncStub | None = None
         self._sessions: SessionServiceAsyncStub | None = None
         self._agents: AgentServiceAsyncStub | None = None
+        self._webhooks: WebhookServiceAsyncStub | None = None
         self._closed = False
 
     @property
@@ -158,7 +161,8 @@ class Wire:
     def apart(self) -> Wire:
         """Returns a wire to the same server with a channel of its own; close both."""
         other = copy(self)
-        other._channel = other._runs = other._sessions = other._agents = None  # noqa: SLF001
+        other._channel = other._runs = other._sessions = None  # noqa: SLF001
+        other._agents = other._webhooks = None  # noqa: SLF001
         return other
 
     def has_new_token(self, error: RunlaneError, sent: Metadata) -> bool:
@@ -194,6 +198,14 @@ class Wire:
         if self._sessions is None:
             self._sessions = SessionServiceStub(channel)
         return self._sessions
+
+    @property
+    def webhooks(self) -> WebhookServiceAsyncStub:
+        """The calls of WebhookService. Raises ClientClosed."""
+        channel = self.channel
+        if self._webhooks is None:
+            self._webhooks = WebhookServiceStub(channel)
+        return self._webhooks
 
     @property
     def agents(self) -> AgentServiceAsyncStub:

@@ -181,9 +181,9 @@ def _add_path(fields: dict[str, Any], descriptor: Descriptor, path: Mapping[str,
     for name, value in path.items():
         field = descriptor.fields_by_name[name]
         for spelling in {field.name, field.json_name} & fields.keys():
-            if fields.pop(spelling) != value:
+            if fields.pop(spelling) not in (value, [value]):
                 raise invalid(name, "differs from the one in the path")
-        fields[name] = value
+        fields[name] = [value] if field.is_repeated else value
 
 
 def _raise(error: json_format.ParseError) -> NoReturn:

@@ -41,6 +41,7 @@ _READ = _OF_RUN | {
     "ListMessages",
     "ListRuns",
     "SubscribeRunComplete",
+    "SubscribeSession",
 }
 
 PURPOSES: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -100,7 +101,7 @@ class Ticket:
 def _sessions_of(request: Message) -> list[str]:
     names = request.DESCRIPTOR.fields_by_name
     if "session_ids" in names:
-        return [] if request.run_ids else list(request.session_ids)  # type: ignore[attr-defined]
+        return [] if getattr(request, "run_ids", ()) else list(request.session_ids)  # type: ignore[attr-defined]
     return [request.session_id]  # type: ignore[attr-defined]
 
 

@@ -19,7 +19,12 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2  # type: ignore[import-untyped]
 
-from runlane.v1 import agent_service_pb2, run_service_pb2, session_service_pb2
+from runlane.v1 import (
+    agent_service_pb2,
+    run_service_pb2,
+    session_service_pb2,
+    webhook_service_pb2,
+)
 from runlane_web.errors import Refused, invalid
 
 MAX_BODY = 64 << 10
@@ -120,6 +125,7 @@ def _message_class(descriptor: Descriptor) -> type[Message]:
 
 _RUNS = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
 _AGENTS = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"]
+_WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"]
 _SESSIONS = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"]
 
 
@@ -129,6 +135,10 @@ def _run(verb: str, path: str, rpc: str, **more: bool | str) -> Route:
 
 def _session(verb: str, path: str, rpc: str, **more: bool | str) -> Route:
     return Route(verb, path, _SESSIONS.methods_by_name[rpc], **more)  # type: ignore[arg-type]
+
+
+def _webhook(verb: str, path: str, rpc: str, **more: bool | str) -> Route:
+    return Route(verb, path, _WEBHOOKS.methods_by_name[rpc], **more)  # type: ignore[arg-type]
 
 
 ROUTES: tuple[Route, ...] = (
@@ -169,11 +179,26 @@ ROUTES: tuple[Route, ...] = (
     _run("GET", "/v1/sessions/{session_id}/runs", "ListRuns"),
     _run("GET", "/v1/input-requests", "ListInputRequests"),
     _run("POST", "/v1/input-requests/{input_request_id}:answer", "AnswerInput", body=True),
+    _session(
+        "GET",
+        "/v1/sessions/{session_ids}/events",
+        "SubscribeSession",
+        event_id="cursor",
+        resume="cursors",
+        endless=True,
+    ),
     _session("GET", "/v1/sessions/{session_id}/messages", "ListMessages"),
     _session("POST", "/v1/sessions", "CreateSession", body=True),
     _session("GET", "/v1/sessions", "ListSessions"),
     _session("GET", "/v1/sessions/{session_id}", "GetSession"),
     _session("DELETE", "/v1/sessions/{session_id}", "DeleteSession"),
+    _webhook("POST", "/v1/webhooks", "CreateWebhook", body=True),
+    _webhook("GET", "/v1/webhooks", "ListWebhooks"),
+    _webhook("POST", "/v1/webhooks/{webhook_id}:redeliver", "RedeliverWebhook", body=True),
+    _webhook("POST", "/v1/webhooks/{webhook_id}:rotateSecret", "RotateWebhookSecret", body=True),
+    _webhook("GET", "/v1/webhooks/{webhook_id}", "GetWebhook"),
+    _webhook("PATCH", "/v1/webhooks/{webhook_id}", "UpdateWebhook", body=True),
+    _webhook("DELETE", "/v1/webhooks/{webhook_id}", "DeleteWebhook"),
     Route("GET", "/v1/agents", _AGENTS.methods_by_name["ListAgents"]),
 )
 """Every route. The first that matches is taken; the first of an rpc is its canonical one."""

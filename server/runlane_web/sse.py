@@ -28,17 +28,20 @@ SEND_TIMEOUT = 60.0
 """Seconds after which a reader that takes nothing is disconnected; it may resume later."""
 
 
-def event_id(route: Route, message: Message) -> str:
-    """The id of an event: what a request resumes after."""
+def event_id(route: Route, message: Message) -> str | None:
+    """The id of an event: what a request resumes after; None if it is no position."""
     value: Any = message
     for name in route.event_id.split("."):
         value = getattr(value, name)
-    return str(value)
+    # A mark of an idle stream has neither an index nor, if it is of sessions, a cursor.
+    return str(value) if value else None
 
 
 def event_name(message: Message) -> str:
     """The name of an event: the field of `oneof event` that is set, such as `run_complete`."""
     name = message.WhichOneof("event") if "event" in message.DESCRIPTOR.oneofs_by_name else None
+    if name is None and "progress" in message.DESCRIPTOR.fields_by_name:
+        name = "progress" if message.HasField("progress") else None
     if name is None and hasattr(message, "event"):
         return event_name(message.event)
     return name or "message"
@@ -47,7 +50,10 @@ def event_name(message: Message) -> str:
 def resume_after(route: Route, request: Message, last_event_id: str) -> None:
     """Sets the position from which a stream resumes. Raises Refused."""
     field = route.rpc.input_type.fields_by_name[route.resume]
-    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+    if field.is_repeated:
+        del getattr(request, route.resume)[:]
+        getattr(request, route.resume).append(last_event_id)
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         setattr(request, route.resume, last_event_id)
     elif last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 18:
         setattr(request, route.resume, int(last_event_id))
@@ -126,7 +132,9 @@ class EventStream:
         message = await self._first
         while True:
             if message is not None:
-                resume_after(self._route, self._request, event_id(self._route, message))
+                position = event_id(self._route, message)
+                if position is not None:
+                    resume_after(self._route, self._request, position)
                 yield message
             elif self._route.endless:
                 await self._stream.pause_or_raise(Unavailable("the server ended the stream"))

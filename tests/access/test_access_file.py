@@ -94,7 +94,7 @@ def test_a_caller_may_be_limited_to_some_agents() -> None:
         (TOKEN.replace('"acme"', f'"{"x" * 65}"'), "line 3: 'tenant' must be"),
         (
             TOKEN.replace('"run"', '"owner"'),
-            "line 4: 'role' must be read, answer, run, operator, work or admin",
+            "line 4: 'role' must be read, answer, run, operator, webhooks, work or admin",
         ),
         (TOKEN.replace('role = "run"\n', ""), "line 1: 'role' is missing"),
         (TOKEN.replace("0" * 64, "0" * 63), "line 6: 'sha256' must be 64"),

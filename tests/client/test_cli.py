@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from grpc import StatusCode
 
 import runlane
 from runlane import RunComplete, convert, types
@@ -32,11 +33,13 @@ from runlane.cli.sessions import MESSAGE_COLUMNS
 from runlane.cli.terminal import for_terminal
 from runlane.cli.watch import columns, line
 from runlane.v1 import run_pb2, run_service_pb2, session_pb2
+from runlane.v1.session_service_pb2 import SubscribeSessionResponse as Streamed
 from support.command import START, finish, start
 from support.peer import (
     HANG,
     LOST,
     Peer,
+    Refuse,
     accepted,
     complete,
     ended,
@@ -409,3 +412,71 @@ async def test_watch_goes_on_and_ends_with_its_cursor(peer: Peer) -> None:
     assert err.splitlines()[-1] == "resume with --cursor c2"
     assert err.startswith("reconnecting: ")
     assert "connected again" in err
+
+
+# --- Following -----------------------------------------------------------------------------------
+
+
+async def test_follow_of_a_run_prints_its_text_and_exits_as_the_run_ended(peer: Peer) -> None:
+    peer.scripts["GetRun"] = [(run_service_pb2.GetRunResponse(run=run("r1")),)] * 2
+    peer.scripts["SubscribeRun"] = [
+        (says(1, "one "), says(2, "two"), event(3, run_complete=complete("r1", FAILED)))
+    ]
+    process = await start(peer, "follow", "r1")
+    code, out, _ = await finish(process)
+    assert (code, out) == (1, "one two\n")
+
+
+async def test_follow_of_a_session_goes_on_and_ends_with_its_cursor(peer: Peer) -> None:
+    peer.scripts["GetRun"] = [(Refuse(StatusCode.NOT_FOUND, "RUN_NOT_FOUND"),)] * 2
+    session = session_pb2.Session(session_id="s", active_run_id="r1")
+    active = run_pb2.Run(run_id="r1", prompt_excerpt="why?")
+    snapshot = Streamed.Snapshot(
+        session=session, active_run=active, output=[says(2, "so far ").event]
+    )
+    peer.scripts["SubscribeSession"] = [
+        (Streamed(session_id="s", cursor="c0", snapshot=snapshot), LOST),
+        (
+            Streamed(session_id="s", cursor="c1", run_event=of_run("r1", says(3, "and on\n"))),
+            Streamed(
+                session_id="s", cursor="c2", queue_changed=Streamed.QueueChanged(run_ids=["r2"])
+            ),
+            HANG,
+        ),
+    ]
+    process = await start(peer, "follow", "s")
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"so far and on\n"
+    assert process.stderr is not None
+    while (line := await process.stderr.readline()) != b"waiting runs: 1\n":
+        assert line
+    process.send_signal(signal.SIGINT)
+    code, out, err = await finish(process)
+    assert (code, out) == (0, "")
+    assert err.splitlines()[-1] == "resume with --cursor c2"
+
+
+async def test_follow_of_a_session_in_json(peer: Peer) -> None:
+    peer.scripts["SubscribeSession"] = [
+        (
+            Streamed(session_id="s", cursor="c1", run_event=of_run("r1", says(3, "x"))),
+            Refuse(StatusCode.OUT_OF_RANGE, "CURSOR_COMPACTED"),
+        )
+    ]
+    process = await start(peer, "follow", "s", "--json", "--cursor", "c0")
+    code, out, _ = await finish(process)
+    assert code == 1
+    (printed,) = map(json.loads, out.splitlines())
+    assert {name: printed[name] for name in ("session_id", "cursor", "type", "run_id")} == {
+        "session_id": "s",
+        "cursor": "c1",
+        "type": "session_run_event",
+        "run_id": "r1",
+    }
+    assert printed["event"]["text"] == "x"
+    assert list(peer.requests["SubscribeSession"][0].cursors) == ["c0"]
+
+
+def of_run(run_id: str, answer: run_service_pb2.SubscribeRunResponse) -> Streamed.RunEventOf:
+    """An event in the stream of a session."""
+    return Streamed.RunEventOf(run_id=run_id, event=answer.event)

@@ -30,7 +30,7 @@ ROOT = HERE.parents[1]
 CREATED_BEFORE_FORK = (
     "child this runlane.sync client was created before a fork; create a new Client in this process"
 )
-CLASSES = ["Client", "Pager", "RunEvents", "RunHandle", "Subscription"]
+CLASSES = ["Client", "Pager", "RunEvents", "RunHandle", "SessionStream", "Subscription"]
 RENAMED = {
     "aclose": "close",
     "__aenter__": "__enter__",

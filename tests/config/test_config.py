@@ -70,6 +70,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("otlp-endpoint", "http://collector:4318/", "http://collector:4318"),
     ("trace-ratio", "0.25", 0.25),
     ("access", "access.toml", "access.toml"),
+    ("webhook-allow-network", "10.0.0.0/8", ("10.0.0.0/8",)),
     ("tls-cert", "server.pem", "server.pem"),
     ("tls-key", "server.key", "server.key"),
     ("tls-client-ca", "clients.pem", "clients.pem"),
@@ -136,7 +137,14 @@ def test_a_setting_is_read_from_flag_environment_and_file(
         assert getattr(holder, field) == value
 
 
-SWITCHES = ["chat-lenient-end", "insecure-anywhere", "log-content", "harness", "reload"]
+SWITCHES = [
+    "chat-lenient-end",
+    "insecure-anywhere",
+    "log-content",
+    "harness",
+    "reload",
+    "webhook-unconfirmed",
+]
 
 
 @pytest.mark.parametrize("name", SWITCHES)

@@ -503,7 +503,9 @@ def test_r44_an_agent_that_asks_to_restart_gives_back_what_it_folded_in(*, again
     def post(lane: Lane) -> Transition[Any]:
         request = ask("a").asked(lane)
         park = Park("", 1)
-        return rules.ask(lane, "a", 1, (request,), at=AT, events=9, park=park, content=said)
+        return rules.ask(
+            lane, "a", 1, (request,), at=AT, events=9, number=1, park=park, content=said
+        )
 
     asked = post(lane)
     lane = stored(lane, asked)

@@ -358,6 +358,12 @@ MUTANTS = (
         "R41",
     ),
     Mutant(
+        "a question that the store did not confirm is asked again",
+        "    if active.asking.asks >= number:",
+        "    if False:",
+        "R44",
+    ),
+    Mutant(
         "an answer while the run is active again is forgotten",
         "    asked = [request for request in stamped if request.question.key not in closed]",
         "    asked = stamped",
@@ -398,6 +404,18 @@ MUTANTS = (
         "    if waits and active.asking.resumable:",
         "    if waits and False:",
         "R44",
+    ),
+    Mutant(
+        "a run that ends while it waits to begin anew writes over its dropped output",
+        "    attempt = ended.attempt + ended.asking.restarts\n",
+        "    attempt = ended.attempt\n",
+        "not used again",
+    ),
+    Mutant(
+        "a run that is cancelled between two attempts writes over the last one",
+        '    message_id = edit.write(run, close((), reason), "", attempt=run.attempt + 1)',
+        '    message_id = edit.write(run, close((), reason), "", attempt=1)',
+        "not used again",
     ),
     Mutant(
         "resuming after a lost node consumes an attempt",

@@ -8,13 +8,21 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message as Request
 from grpc import StatusCode
 
 from runlane import Attachment, Client, RunState, Text, TextDelta
-from runlane.v1 import run_pb2, run_service_pb2_grpc, session_pb2, session_service_pb2_grpc
+from runlane.v1 import (
+    run_pb2,
+    run_service_pb2_grpc,
+    session_pb2,
+    session_service_pb2_grpc,
+    webhook_service_pb2_grpc,
+)
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
+from runlane.v1 import webhook_service_pb2 as webhooks_pb
 from support.rpc_wire import refused
 from support.server import ServerProcess
 from support.staging import SECONDS, script
@@ -38,6 +46,7 @@ STATUS = {
     "CURSOR_INVALID": StatusCode.INVALID_ARGUMENT,
     "PAGE_TOKEN_INVALID": StatusCode.INVALID_ARGUMENT,
     "INVALID_ARGUMENT": StatusCode.INVALID_ARGUMENT,
+    "WEBHOOK_NOT_FOUND": StatusCode.NOT_FOUND,
 }
 """The status of each reason, as documented in `error_reason.proto`."""
 
@@ -49,12 +58,13 @@ class Stubs:
         self.channel = channel
         self.runs: Any = run_service_pb2_grpc.RunServiceStub(channel)
         self.sessions: Any = session_service_pb2_grpc.SessionServiceStub(channel)
+        self.webhooks: Any = webhook_service_pb2_grpc.WebhookServiceStub(channel)
 
     def call(self, request: Request) -> Any:
         """The answer to a request, or the first message of its stream."""
         rpc = type(request).__name__.removesuffix("Request")
-        stub = self.runs if hasattr(self.runs, rpc) else self.sessions
-        call = getattr(stub, rpc)(request)
+        stubs = (self.runs, self.sessions, self.webhooks)
+        call = getattr(next(stub for stub in stubs if hasattr(stub, rpc)), rpc)(request)
         return call.read() if rpc.startswith("Subscribe") else call
 
     async def check(self, cases: list[Case]) -> None:
@@ -114,6 +124,12 @@ UNSET: list[Case] = [
     (sessions_pb.GetSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.DeleteSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.ListMessagesRequest(), "SESSION_MISSING", ["session_id"]),
+    (sessions_pb.SubscribeSessionRequest(), "SESSION_MISSING", ["session_ids"]),
+    (
+        sessions_pb.SubscribeSessionRequest(session_ids=["s", ""]),
+        "SESSION_MISSING",
+        ["session_ids[1]"],
+    ),
     (a_run(session_id="", prompt=""), "SESSION_MISSING", ["session_id", "prompt"]),
 ]
 
@@ -242,6 +258,19 @@ CONTENT: list[Case] = [
         "PAGE_TOKEN_INVALID",
         ["page_token"],
     ),
+    *(
+        (
+            sessions_pb.SubscribeSessionRequest(session_ids=["s"], cursors=[cursor]),
+            "CURSOR_INVALID",
+            ["cursors[0]"],
+        )
+        for cursor in ("", "garbage", "ä", "A" * 10_000)
+    ),
+    (
+        sessions_pb.SubscribeSessionRequest(session_ids=["a\n"], cursors=["garbage"]),
+        "CURSOR_INVALID",
+        ["session_ids[0]", "cursors[0]"],
+    ),
     # One error names every invalid field, an opaque one included.
     (
         runs_pb.SubscribeRunCompleteRequest(session_ids=["a\n"], run_ids=[""], cursor="garbage"),
@@ -292,6 +321,80 @@ CONTENT: list[Case] = [
 ]
 
 
+GOOD_URL = "https://example.org/"
+
+
+def a_webhook(**fields: Any) -> webhooks_pb.CreateWebhookRequest:
+    """A request that would be accepted without these fields."""
+    wanted = fields.pop("wanted", {})
+    chosen = webhooks_pb.WebhookFilter(**wanted)
+    return webhooks_pb.CreateWebhookRequest(**{"url": GOOD_URL, **fields}, filter=chosen)
+
+
+BAD_URLS = (
+    *(
+        "",
+        "x",
+        "ftp://example.org/",
+        "https://",
+        "https://example.org:0/",
+        "https://a@example.org/",
+    ),
+    *("https://example.org/#a", "https://example.org/\r\nA: b", "https://127.0.0.1/"),
+    *("https://[::1]/", "https://169.254.169.254/", "https://[::ffff:10.0.0.1]/"),
+    *("http://example.org/", "http://8.8.8.8/", "https://example.org/" + "x" * 2048),
+)
+
+BAD_FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({"session_ids": [" a"]}, "filter.session_ids[0]"),
+    ({"session_ids": ["a"] * 101}, "filter.session_ids"),
+    ({"session_id_prefixes": [""]}, "filter.session_id_prefixes[0]"),
+    ({"session_id_prefixes": ["a"] * 21}, "filter.session_id_prefixes"),
+    ({"labels": {"k": "v" * 4097}}, 'filter.labels["k"]'),
+    ({"agents": ["No Name"]}, "filter.agents[0]"),
+    ({"states": [run_pb2.RUN_STATE_ACTIVE]}, "filter.states[0]"),
+    ({"states": [77]}, "filter.states[0]"),
+    ({"kinds": [77]}, "filter.kinds[0]"),
+]
+
+WITH_A_WEBHOOK: list[tuple[type[Request], Mapping[str, Any]]] = [
+    (webhooks_pb.GetWebhookRequest, {}),
+    (webhooks_pb.UpdateWebhookRequest, {"update_mask": FieldMask(paths=["full"])}),
+    (webhooks_pb.DeleteWebhookRequest, {}),
+    (webhooks_pb.RedeliverWebhookRequest, {"from_beginning": True}),
+    (webhooks_pb.RotateWebhookSecretRequest, {}),
+]
+
+WEBHOOKS: list[Case] = [
+    *((a_webhook(url=url), "INVALID_ARGUMENT", ["url"]) for url in BAD_URLS),
+    *((a_webhook(wanted=bad), "INVALID_ARGUMENT", [field]) for bad, field in BAD_FILTERS),
+    (a_webhook(secret="whsec_c2hvcnQ="), "INVALID_ARGUMENT", ["secret"]),  # noqa: S106
+    *((kind(**more), "INVALID_ARGUMENT", ["webhook_id"]) for kind, more in WITH_A_WEBHOOK),
+    *(
+        (kind(webhook_id=bad, **more), "INVALID_ARGUMENT", ["webhook_id"])
+        for kind, more in WITH_A_WEBHOOK
+        for bad in BAD_IDS
+    ),
+    *((kind(webhook_id="no", **more), "WEBHOOK_NOT_FOUND", []) for kind, more in WITH_A_WEBHOOK),
+    (webhooks_pb.ListWebhooksRequest(page_size=-1), "INVALID_ARGUMENT", ["page_size"]),
+    (webhooks_pb.ListWebhooksRequest(page_token="x"), "PAGE_TOKEN_INVALID", ["page_token"]),  # noqa: S106
+    (webhooks_pb.UpdateWebhookRequest(webhook_id="no"), "INVALID_ARGUMENT", ["update_mask"]),
+    (
+        webhooks_pb.UpdateWebhookRequest(
+            webhook_id="no", update_mask=FieldMask(paths=["secret", "health"])
+        ),
+        "INVALID_ARGUMENT",
+        ["update_mask", "update_mask"],
+    ),
+    (webhooks_pb.RedeliverWebhookRequest(webhook_id="no"), "INVALID_ARGUMENT", ["cursor"]),
+    (
+        webhooks_pb.RedeliverWebhookRequest(webhook_id="no", cursor="x"),
+        "CURSOR_INVALID",
+        ["cursor"],
+    ),
+]
+
+
 def bad_ids() -> Iterator[Case]:
     for kind, field, more in WITH_AN_ID:
         for bad in BAD_IDS:
@@ -309,7 +412,7 @@ NOT_UTF8 = b"\x0a\x02\xff\xfe"
 
 METHODS = [
     (f"/{service.full_name}/{method.name}", method.name)
-    for file in (runs_pb, sessions_pb)
+    for file in (runs_pb, sessions_pb, webhooks_pb)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
@@ -320,14 +423,15 @@ async def test_invalid_requests_are_refused_by_field_and_change_nothing(
 ) -> None:
     async with grpc.aio.insecure_channel(server.address) as channel:
         stubs = Stubs(channel)
-        cases = [*UNSET, *UNKNOWN, *SIZES, *NUMBERS, *CHOICES, *CONTENT, *bad_ids()]
+        cases = [*UNSET, *UNKNOWN, *SIZES, *NUMBERS, *CHOICES, *CONTENT, *WEBHOOKS, *bad_ids()]
         await stubs.check(cases)
         # The table has every call that can be invalid.
         assert {type(request).__name__ for request, _, _ in cases} == {
             f"{name}Request" for _, name in METHODS
         }
         for path, name in METHODS:
-            data = NOT_UTF8.replace(b"\x0a", b"\x12") if name == "ListSessions" else NOT_UTF8
+            has_number = name in {"ListSessions", "ListWebhooks"}
+            data = NOT_UTF8.replace(b"\x0a", b"\x12") if has_number else NOT_UTF8
             raw: Any
             if name.startswith("Subscribe"):
                 raw = channel.unary_stream(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -240,6 +240,19 @@ async def test_r43_a_request_expires(serving: Running) -> None:
         assert (end.state, end.error.reason) == (RunState.FAILED, "INPUT_EXPIRED")
 
 
+async def leaves_once(turn: Turn) -> AsyncGenerator[str, None]:
+    if not turn.checkpoint:
+        yield "before "
+        await turn.ask_and_leave([Asked("well?", key="k")], "state")
+        return
+    yield f"{await turn.answer_to('k')} after"
+
+
+async def opened_in(store: Store, run_id: str) -> Sequence[InputRequest]:
+    page = await store.list_inputs("default", run_id=run_id, states=[S.OPEN], limit=50)
+    return page.items
+
+
 class Unconfirmed(SqliteStore):
     """A store that loses the confirmation of the first question."""
 
@@ -269,6 +282,27 @@ async def test_r40_a_run_whose_question_was_not_confirmed_waits(tmp_path: Path) 
         assert await node.state(run.run_id) is RunState.INPUT_REQUIRED
         await node.coordinator.inputs.answer("default", request.input_request_id, answer_of('"A"'))
         assert (await node.end(run.run_id)).text == "before A after"
+
+
+@pytest.mark.parametrize("agent", [asks_once, leaves_once], ids=["waits", "leaves"])
+async def test_r44_a_question_that_was_not_confirmed_is_asked_once(
+    tmp_path: Path, agent: Callable[[Any], Any]
+) -> None:
+    async with (
+        Unconfirmed(tmp_path / "runlane.db") as store,
+        running(store, agent=FunctionAgent(agent)) as node,
+    ):
+        run = (await node.accept("s", "x")).run
+        async with asyncio.timeout(SECONDS):
+            while not (page := await opened_in(store, run.run_id)):
+                await asyncio.sleep(0)
+        # Before the supervisor repeats it: then the lane does not know the question any more.
+        await node.coordinator.inputs.answer("default", page[0].input_request_id, answer_of('"A"'))
+        assert (await node.end(run.run_id)).text == "before A after"
+        asked = await store.list_inputs("default", run_id=run.run_id, limit=50)
+        assert [one.state for one in asked.items] == [S.ANSWERED]
+        starts = [body for body in await bodies(node, run.run_id) if type(body) is Started]
+        assert starts == [Started(1)]
 
 
 class Refusing(SqliteStore):

@@ -43,11 +43,12 @@ SERVER = re.compile(
 """Commands that start a server, which runs until Ctrl-C."""
 
 WATCHER = re.compile(
-    r"python subscriber\.py \S+|grpcurl .*/SubscribeRunComplete|runlane (?:watch|worker) .*"
+    r"python subscriber\.py \S+|python receiver\.py|grpcurl .*/SubscribeRunComplete"
+    r"|runlane (?:watch|worker) .*"
 )
 """Commands that print until Ctrl-C."""
 
-OF_WATCHER = re.compile(r"[Tt]he subscriber says|[Ww]atch the subscriber|Both say")
+OF_WATCHER = re.compile(r"[Tt]he (?:subscriber|receiver) says|[Ww]atch the subscriber|Both say")
 """In the prose before an output: it belongs to a running program, not to the commands above."""
 
 _SHELL = """

@@ -15,6 +15,7 @@ from support.callers import (
 
 RUNS, SESSIONS = "/runlane.v1.RunService/", "/runlane.v1.SessionService/"
 AGENTS = "/runlane.v1.AgentService/"
+WEBHOOKS = "/runlane.v1.WebhookService/"
 HARNESS = "/runlane.harness.v1.HarnessService/"
 
 MIN_ROLE: Mapping[str, str] = {
@@ -34,7 +35,20 @@ MIN_ROLE: Mapping[str, str] = {
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",
     SESSIONS + "ListMessages": "read",
+    SESSIONS + "SubscribeSession": "read",
     AGENTS + "ListAgents": "read",
+    **dict.fromkeys(
+        (
+            WEBHOOKS + "CreateWebhook",
+            WEBHOOKS + "GetWebhook",
+            WEBHOOKS + "ListWebhooks",
+            WEBHOOKS + "UpdateWebhook",
+            WEBHOOKS + "DeleteWebhook",
+            WEBHOOKS + "RedeliverWebhook",
+            WEBHOOKS + "RotateWebhookSecret",
+        ),
+        "webhooks",
+    ),
     **dict.fromkeys(
         (
             HARNESS + "GetServer",
@@ -56,7 +70,8 @@ RIGHTS: Mapping[str, frozenset[str]] = {
     "answer": frozenset({"read", "answer"}),
     "run": frozenset({"read", "run"}),
     "operator": frozenset({"read", "answer", "run"}),
-    "admin": frozenset({"read", "answer", "run", "admin"}),
+    "webhooks": frozenset({"read", "webhooks"}),
+    "admin": frozenset({"read", "answer", "run", "webhooks", "admin"}),
 }
 """The documented rights of each role: who starts runs does not answer their questions."""
 

@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
-from rpc.probe_base import RUNS, ProbeTimeout, assert_unauthenticated
+from rpc.probe_base import RUNS, SESSIONS, ProbeTimeout, assert_unauthenticated
 from runlane.v1 import run_service_pb2 as runs_pb
+from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access import control as control_module
 from support.callers import (
     LIFETIME,
@@ -26,6 +27,7 @@ from support.callers import (
 LONG_LIVED: Mapping[str, Any] = {
     RUNS + "SubscribeRunComplete": runs_pb.SubscribeRunCompleteRequest(),
     RUNS + "SubscribeRun": runs_pb.SubscribeRunRequest(run_id="r-theirs"),
+    SESSIONS + "SubscribeSession": sessions_pb.SubscribeSessionRequest(session_ids=["s-theirs"]),
     RUNS + "WaitRun": runs_pb.WaitRunRequest(run_id="r-theirs"),
 }
 

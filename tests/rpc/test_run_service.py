@@ -574,3 +574,15 @@ async def test_an_error_with_a_thousand_violations_arrives() -> None:
         error = await refused(wire.runs.SubscribeRunComplete(request).read())
         assert error.reason == "INVALID_ARGUMENT"
         assert error.fields[0] == "session_ids[0]"
+
+
+async def test_an_idle_stream_of_a_run_gets_progress_marks() -> None:
+    async with serving(progress_interval=0.05) as wire:
+        run = await accept(wire, prompt='[{"wait": "go"}]')
+        call = wire.runs.SubscribeRun(pb.SubscribeRunRequest(run_id=run.run_id, after_index=2))
+        kinds = []
+        async for answer in call:
+            assert answer.HasField("progress") is not answer.HasField("event")
+            kinds.append("mark" if answer.HasField("progress") else "event")
+            wire.latches.open("go")
+        assert (kinds[0], kinds[-1], kinds.count("event")) == ("mark", "event", 1)

@@ -226,6 +226,7 @@ async def test_health_covers_every_service() -> None:
             "runlane.v1.RunService",
             "runlane.v1.SessionService",
             "runlane.v1.AgentService",
+            "runlane.v1.WebhookService",
         )
 
         async def states() -> set[int]:
@@ -252,6 +253,7 @@ async def test_reflection_lists_every_service() -> None:
             "runlane.v1.RunService",
             "runlane.v1.SessionService",
             "runlane.v1.AgentService",
+            "runlane.v1.WebhookService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }

@@ -57,6 +57,7 @@ async def ask(
                 requests,
                 at=at,
                 events=active.events,
+                number=active.asking.asks + 1,
                 resumable=resumable,
                 park=Park("state", 7) if park else None,
             )

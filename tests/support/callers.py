@@ -18,6 +18,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
@@ -29,6 +30,7 @@ from runlane.harness.v1 import harness_service_pb2 as harness_pb
 from runlane.v1 import agent_service_pb2 as agents_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
+from runlane.v1 import webhook_service_pb2 as webhooks_pb
 from runlane_server.access import tokens
 from runlane_server.access.control import AccessControl
 from runlane_server.access.node_keys import NodeKeys
@@ -37,6 +39,8 @@ from runlane_server.harness.harness import Harness
 from runlane_server.process.security import Security
 from runlane_server.rpc.errors import DETAILS_KEY
 from runlane_server.store.memory.store import MemoryStore
+from runlane_server.store.webhooks import Webhook, WebhookFilter, WebhookKey
+from runlane_server.webhooks.signature import new_secret
 from support.certificates import private_pem, public_pem
 from support.rpc_wire import Wire, serving
 
@@ -47,7 +51,7 @@ ISSUER, AUDIENCE = "https://issuer.example", "runlane"
 LIFETIME = 100.0
 """Seconds until the token `expiring` expires."""
 
-ROLES = ("read", "answer", "run", "operator", "admin")
+ROLES = ("read", "answer", "run", "operator", "webhooks", "admin")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -90,7 +94,19 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),
         "ListSessions": sessions_pb.ListSessionsRequest(),
         "ListMessages": sessions_pb.ListMessagesRequest(session_id=session),
+        "SubscribeSession": sessions_pb.SubscribeSessionRequest(session_ids=[session]),
         "ListAgents": agents_pb.ListAgentsRequest(),
+        "CreateWebhook": webhooks_pb.CreateWebhookRequest(url="https://example.org/"),
+        "GetWebhook": webhooks_pb.GetWebhookRequest(webhook_id=f"w-{run}"),
+        "ListWebhooks": webhooks_pb.ListWebhooksRequest(),
+        "UpdateWebhook": webhooks_pb.UpdateWebhookRequest(
+            webhook_id=f"w-{run}", update_mask=FieldMask(paths=["enabled"])
+        ),
+        "DeleteWebhook": webhooks_pb.DeleteWebhookRequest(webhook_id=f"w-{run}"),
+        "RedeliverWebhook": webhooks_pb.RedeliverWebhookRequest(
+            webhook_id=f"w-{run}", from_beginning=True
+        ),
+        "RotateWebhookSecret": webhooks_pb.RotateWebhookSecretRequest(webhook_id=f"w-{run}"),
         "GetServer": harness_pb.GetServerRequest(),
         "ArmGate": harness_pb.ArmGateRequest(
             point=harness_pb.GATE_POINT_BEFORE_FINISH, run_id="nobody"
@@ -274,3 +290,8 @@ async def _with_a_run(world: World) -> None:
     )
     accepted = await world.ask("/runlane.v1.RunService/RunAccepted", wanted, world.shown("admin"))
     assert accepted.code is StatusCode.OK, accepted
+    key = WebhookKey("acme", "w-r-theirs")
+    webhook = Webhook(
+        key, "https://example.org/", (new_secret(),), WebhookFilter(), False, True, 1, 1
+    )
+    await world.wire.store.webhooks.create(webhook)

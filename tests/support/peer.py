@@ -197,6 +197,9 @@ class Peer(
     async def ListMessages(self, request: Any, context: Context) -> Any:
         return await self._play("ListMessages", request, context)
 
+    async def SubscribeSession(self, request: Any, context: Context) -> None:  # type: ignore[override]
+        await self._play("SubscribeSession", request, context)
+
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Peer]:

@@ -21,15 +21,18 @@ from runlane_server.agents.scripted.agent import ScriptedAgent
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.cluster.peers import Peers
 from runlane_server.cluster.relay import Relay
+from runlane_server.config import Config
 from runlane_server.core.limits import Limits
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
+from runlane_server.process.deliveries import NodeWebhooks
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.rpc.tls import ServerTls
 from runlane_server.store.base import Store
 from runlane_server.store.open import StoreUrl, open_store
+from runlane_server.webhooks.attempts import Counts
 
 
 @dataclass
@@ -95,6 +98,7 @@ async def serving(
             relay=relay,
             tls=tls,
             harness=harness,
+            webhooks=NodeWebhooks(Config(), coordinator, Counts()).registry,
             max_per_address=max_per_address,
         )
         address = str(endpoint.bind(Address.parse(listen)))

@@ -29,6 +29,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane, Outcome, Transition
 from runlane_server.core.turn import DraftMessage
 from runlane_server.store.base import LoggedComplete, Store
+from runlane_server.store.lane_log import LaneChange
 
 TENANT = "tenant"
 AGENTS = AgentNames((DEFAULT_AGENT, "a", "b"), DEFAULT_AGENT)
@@ -204,9 +205,13 @@ class Witness:
     def __init__(self) -> None:
         self.log: list[LoggedComplete] = []
         self.runs: dict[RunKey, list[RunEvent]] = {}
+        self.lanes: list[LaneChange] = []
 
     def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         self.log += events
 
     def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         self.runs.setdefault(key, []).extend(events)
+
+    def on_lane(self, change: LaneChange) -> None:
+        self.lanes.append(change)

@@ -37,6 +37,8 @@ STATE = NodeState(
     measured=StoreState(
         size=10_000, free=11_000, oldest_waiting_run=12.0, oldest_input_request=13.0
     ),
+    webhooks={"arrived": 0},
+    webhook_problems={"disabled": 0},
     workers_quarantined=0,
 )
 """A state of a node with a shared store, in which every metric has a value."""

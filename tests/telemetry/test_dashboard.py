@@ -28,6 +28,8 @@ LEFT_OUT = {
     "python_gc_objects_collected": "a run creates no cycles; only useful in the search for a leak",
     "python_gc_objects_uncollectable": "likewise",
     "python_gc_collections": "likewise",
+    "runlane_webhook_attempts": "concerns one tenant; `runlane webhooks` shows it to that tenant",
+    "runlane_webhook_problems": "an alert says it",
 }
 """Metrics that the dashboard does not show, with the reason."""
 

@@ -229,3 +229,42 @@ async def test_r45_a_late_reader_gets_the_open_question_and_its_withdrawal() -> 
         async with opened.http.stream("GET", path, headers=last(asked)) as response:
             (withdrawn,) = await take(response, "input_withdrawn", 1)
     assert withdrawn.data["event"]["inputWithdrawn"]["inputRequestId"] == request["inputRequestId"]
+
+
+async def test_r51_a_session_is_streamed_and_resumed_after_an_event() -> None:
+    async with LocalServer() as server, door(server.address) as opened:
+        await wait(opened, await accept(opened, "s", "hello"))
+        path, wanted = "/v1/sessions/s/events", {"withDeltas": "true"}
+        parts: list[Event] = []
+        got: list[Event] = []
+        second = ""
+        async with opened.http.stream("GET", path, params=wanted) as response:
+            async for event in events(response):
+                if event.name == "snapshot":
+                    parts.append(event)
+                    if not event.data["snapshot"].get("continues"):
+                        second = await accept(opened, "s", "again")
+                got += [event] if event.name == "run_event" else []
+                if len(got) == 4:
+                    break
+        # A part of a snapshot is no position.
+        assert [bool(event.id) for event in parts] == [False] * (len(parts) - 1) + [True]
+        assert got[0].data["runEvent"]["runId"] == second
+        assert "accepted" in got[0].data["runEvent"]["event"]
+        async with opened.http.stream("GET", path, params=wanted, headers=last(got[0])) as response:
+            again = await take(response, "run_event", 3)
+        assert [event.data for event in again] == [event.data for event in got[1:]]
+
+
+async def test_a_mark_of_an_idle_stream_of_a_run_is_no_position() -> None:
+    async with serving(progress_interval=0.05) as wire, door(wire.address) as opened:
+        run_id = await accept(opened, "s", json.dumps([{"wait": "go"}]))
+        got: list[Event] = []
+        async with opened.http.stream("GET", f"/v1/runs/{run_id}/events") as response:
+            async for event in events(response):
+                got.append(event)
+                if event.name == "progress":
+                    wire.latches.open("go")
+        marks = [event for event in got if event.name == "progress"]
+        assert {(mark.id, "event" in mark.data) for mark in marks} == {("", False)}
+        assert [event.id for event in got if event.id] == ["1", "2", "3"]

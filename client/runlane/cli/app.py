@@ -12,12 +12,14 @@ from runlane.cli.answer import answer
 from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
+from runlane.cli.follow import follow
 from runlane.cli.lists import runs, wait
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
 from runlane.cli.top import top
 from runlane.cli.watch import watch
+from runlane.cli.webhooks import webhooks
 from runlane.cli.worker import worker
 
 
@@ -52,7 +54,7 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 
 for command in (
-    *(run, cancel, watch, top, runs, show, wait, answer, sessions, messages, agents),
-    worker,
+    *(run, cancel, watch, follow, top, runs, show, wait, answer, sessions, messages, agents),
+    *(webhooks, worker),
 ):
     runlane.add_command(command)

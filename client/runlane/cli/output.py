@@ -23,6 +23,7 @@ from runlane.cli.terminal import (
     for_terminal,
     on_terminal,
 )
+from runlane.session_stream import SessionEvent
 from runlane.types import Artifact, Attachment, Custom, FinishReason, Message, RunEvent, RunState
 
 RecordT = TypeVar("RecordT")
@@ -79,6 +80,9 @@ def to_json(value: object) -> Any:  # noqa: C901, PLR0911 - one per type
     match value:
         case RunEvent():
             return {"index": value.index, "time": to_json(value.time), **_typed(value.body)}
+        case SessionEvent():
+            place = {"session_id": value.session_id, "cursor": value.cursor}
+            return {**place, **_typed(value.body)}
         case Message():
             return _record(value) | {"parts": [_typed(part) for part in value.parts]}
         case Custom():

@@ -62,6 +62,9 @@ RULES: Mapping[int, str] = MappingProxyType(
         43: "An input request expires: its default applies, or the run fails",
         44: "Input survives the loss of a node, and nobody is asked twice",
         45: "Subscribers learn of every input request and of its end",
+        50: "The stream of a session is a snapshot and everything after it",
+        51: "The stream of a session resumes by cursor, exactly once",
+        52: "The stream of a session has the order of its lane",
     }
 )
 """The rules in one line each; CONTRIBUTING.md has their full text."""

@@ -105,6 +105,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ANSWER_INVALID: _ErrorReason.ValueType  # 32
     """INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
+    ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """NOT_FOUND: no webhook has this id."""
+    ERROR_REASON_WEBHOOK_CHANGED: _ErrorReason.ValueType  # 41
+    """ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -195,4 +199,8 @@ ended, or it has expired.
 """
 ERROR_REASON_ANSWER_INVALID: ErrorReason.ValueType  # 32
 """INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong."""
+ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 40
+"""NOT_FOUND: no webhook has this id."""
+ERROR_REASON_WEBHOOK_CHANGED: ErrorReason.ValueType  # 41
+"""ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

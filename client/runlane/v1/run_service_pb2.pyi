@@ -481,23 +481,51 @@ Global___SubscribeRunRequest: _TypeAlias = SubscribeRunRequest  # noqa: Y015
 
 @_typing.final
 class SubscribeRunResponse(_message.Message):
-    """One event of a run."""
+    """One event of a run, or a progress mark."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Progress(_message.Message):
+        """A progress mark of an idle stream."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TIME_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def time(self) -> _timestamp_pb2.Timestamp:
+            """When the mark was sent."""
+
+        def __init__(
+            self,
+            *,
+            time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EVENT_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> _run_pb2.RunEvent:
-        """The event."""
+        """The event; unset in a progress mark."""
+
+    @_builtins.property
+    def progress(self) -> Global___SubscribeRunResponse.Progress:
+        """Set instead of the event: the run has no event after the last one sent."""
 
     def __init__(
         self,
         *,
         event: _run_pb2.RunEvent | None = ...,
+        progress: Global___SubscribeRunResponse.Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

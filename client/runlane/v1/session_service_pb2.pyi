@@ -6,7 +6,10 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from runlane.v1 import input_pb2 as _input_pb2
+from runlane.v1 import run_pb2 as _run_pb2
 from runlane.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
 import sys
@@ -303,3 +306,267 @@ class ListMessagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListMessagesResponse: _TypeAlias = ListMessagesResponse  # noqa: Y015
+
+@_typing.final
+class SubscribeSessionRequest(_message.Message):
+    """Request to stream sessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_IDS_FIELD_NUMBER: _builtins.int
+    CURSORS_FIELD_NUMBER: _builtins.int
+    WITH_DELTAS_FIELD_NUMBER: _builtins.int
+    with_deltas: _builtins.bool
+    """Include text_delta and reasoning_delta events."""
+    @_builtins.property
+    def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The sessions; at least 1, at most 1,000."""
+
+    @_builtins.property
+    def cursors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The latest cursors of these sessions, in any order. A cursor names its session."""
+
+    def __init__(
+        self,
+        *,
+        session_ids: _abc.Iterable[_builtins.str] | None = ...,
+        cursors: _abc.Iterable[_builtins.str] | None = ...,
+        with_deltas: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursors", b"cursors", "session_ids", b"session_ids", "with_deltas", b"with_deltas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscribeSessionRequest: _TypeAlias = SubscribeSessionRequest  # noqa: Y015
+
+@_typing.final
+class SubscribeSessionResponse(_message.Message):
+    """What happened in one of the sessions, or a progress mark."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Snapshot(_message.Message):
+        """A session as it is at the cursor. A large snapshot comes in several messages, which are
+        concatenated: each list continues that of the message before.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SESSION_FIELD_NUMBER: _builtins.int
+        ACTIVE_RUN_FIELD_NUMBER: _builtins.int
+        OUTPUT_FIELD_NUMBER: _builtins.int
+        QUEUE_FIELD_NUMBER: _builtins.int
+        INPUT_REQUESTS_FIELD_NUMBER: _builtins.int
+        CONTINUES_FIELD_NUMBER: _builtins.int
+        FOLDED_FIELD_NUMBER: _builtins.int
+        continues: _builtins.bool
+        """True if the snapshot continues in the next message of this session."""
+        @_builtins.property
+        def session(self) -> _session_pb2.Session:
+            """The session; unset if it does not exist, and in all but the first message."""
+
+        @_builtins.property
+        def active_run(self) -> _run_pb2.Run:
+            """The active run, if there is one; in the first message."""
+
+        @_builtins.property
+        def output(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.RunEvent]:
+            """The events of the active run since its current attempt started."""
+
+        @_builtins.property
+        def queue(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
+            """The waiting runs, in the order in which they start."""
+
+        @_builtins.property
+        def input_requests(self) -> _containers.RepeatedCompositeFieldContainer[_input_pb2.InputRequest]:
+            """The open input requests of the active run."""
+
+        @_builtins.property
+        def folded(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
+            """The runs that joined the turn of the active run and end with it."""
+
+        def __init__(
+            self,
+            *,
+            session: _session_pb2.Session | None = ...,
+            active_run: _run_pb2.Run | None = ...,
+            output: _abc.Iterable[_run_pb2.RunEvent] | None = ...,
+            queue: _abc.Iterable[_run_pb2.Run] | None = ...,
+            input_requests: _abc.Iterable[_input_pb2.InputRequest] | None = ...,
+            continues: _builtins.bool = ...,
+            folded: _abc.Iterable[_run_pb2.Run] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["active_run", b"active_run", "session", b"session"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run", b"active_run", "continues", b"continues", "folded", b"folded", "input_requests", b"input_requests", "output", b"output", "queue", b"queue", "session", b"session"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class RunEventOf(_message.Message):
+        """An event of a run of the session. The events of a run come by index, and its end before the start
+        of the next run. Without with_deltas, indexes have gaps.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RUN_ID_FIELD_NUMBER: _builtins.int
+        EVENT_FIELD_NUMBER: _builtins.int
+        run_id: _builtins.str
+        """The run."""
+        @_builtins.property
+        def event(self) -> _run_pb2.RunEvent:
+            """The event."""
+
+        def __init__(
+            self,
+            *,
+            run_id: _builtins.str = ...,
+            event: _run_pb2.RunEvent | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "run_id", b"run_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SessionChanged(_message.Message):
+        """The session has changed, or the state of its active run. Sent again after a stream is resumed."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SESSION_FIELD_NUMBER: _builtins.int
+        ACTIVE_RUN_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def session(self) -> _session_pb2.Session:
+            """The session as it is now. Unset: it was deleted, and its queue and runs with it; events that
+            were not delivered before are gone, except for those of SubscribeRunComplete.
+            """
+
+        @_builtins.property
+        def active_run(self) -> _run_pb2.Run:
+            """The active run as it is now, if there is one."""
+
+        def __init__(
+            self,
+            *,
+            session: _session_pb2.Session | None = ...,
+            active_run: _run_pb2.Run | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["active_run", b"active_run", "session", b"session"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run", b"active_run", "session", b"session"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class QueueChanged(_message.Message):
+        """The queue has changed: a run entered or left it, was moved or edited. Sent again after a stream is
+        resumed.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RUN_IDS_FIELD_NUMBER: _builtins.int
+        RUNS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """All waiting runs, in the order in which they start."""
+
+        @_builtins.property
+        def runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
+            """Those that are new or changed since the last message; all of them after a stream is resumed. If
+            they do not fit into one message, the next queue_changed has the others.
+            """
+
+        def __init__(
+            self,
+            *,
+            run_ids: _abc.Iterable[_builtins.str] | None = ...,
+            runs: _abc.Iterable[_run_pb2.Run] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["run_ids", b"run_ids", "runs", b"runs"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Progress(_message.Message):
+        """A progress mark of an idle stream: nothing else has happened in any of its sessions."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TIME_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def time(self) -> _timestamp_pb2.Timestamp:
+            """When the mark was sent."""
+
+        def __init__(
+            self,
+            *,
+            time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    RUN_EVENT_FIELD_NUMBER: _builtins.int
+    SESSION_CHANGED_FIELD_NUMBER: _builtins.int
+    QUEUE_CHANGED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session; empty in a progress mark."""
+    cursor: _builtins.str
+    """The position in this session to resume from after this message. Opaque; at most 256 bytes. Empty in
+    a progress mark, in a snapshot that continues, and after the deletion of the session.
+    """
+    @_builtins.property
+    def snapshot(self) -> Global___SubscribeSessionResponse.Snapshot:
+        """The session as it is at the beginning of the stream."""
+
+    @_builtins.property
+    def run_event(self) -> Global___SubscribeSessionResponse.RunEventOf:
+        """An event of a run."""
+
+    @_builtins.property
+    def session_changed(self) -> Global___SubscribeSessionResponse.SessionChanged:
+        """The session or its active run has changed."""
+
+    @_builtins.property
+    def queue_changed(self) -> Global___SubscribeSessionResponse.QueueChanged:
+        """The queue has changed."""
+
+    @_builtins.property
+    def progress(self) -> Global___SubscribeSessionResponse.Progress:
+        """A progress mark."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        cursor: _builtins.str = ...,
+        snapshot: Global___SubscribeSessionResponse.Snapshot | None = ...,
+        run_event: Global___SubscribeSessionResponse.RunEventOf | None = ...,
+        session_changed: Global___SubscribeSessionResponse.SessionChanged | None = ...,
+        queue_changed: Global___SubscribeSessionResponse.QueueChanged | None = ...,
+        progress: Global___SubscribeSessionResponse.Progress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "queue_changed", b"queue_changed", "run_event", b"run_event", "session_changed", b"session_changed", "snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "event", b"event", "progress", b"progress", "queue_changed", b"queue_changed", "run_event", b"run_event", "session_changed", b"session_changed", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot", "run_event", "session_changed", "queue_changed", "progress"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___SubscribeSessionResponse: _TypeAlias = SubscribeSessionResponse  # noqa: Y015

@@ -60,6 +60,11 @@ class SessionServiceStub(object):
                 request_serializer=runlane_dot_v1_dot_session__service__pb2.ListMessagesRequest.SerializeToString,
                 response_deserializer=runlane_dot_v1_dot_session__service__pb2.ListMessagesResponse.FromString,
                 _registered_method=True)
+        self.SubscribeSession = channel.unary_stream(
+                '/runlane.v1.SessionService/SubscribeSession',
+                request_serializer=runlane_dot_v1_dot_session__service__pb2.SubscribeSessionRequest.SerializeToString,
+                response_deserializer=runlane_dot_v1_dot_session__service__pb2.SubscribeSessionResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -102,6 +107,16 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubscribeSession(self, request, context):
+        """Streams sessions: of each a snapshot, then everything that happens after exactly its position,
+        once. The stream has no end. To resume it, send the latest cursor of each session; a session
+        without one begins with a snapshot. A session that does not exist begins with an empty snapshot,
+        and session_changed reports its creation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +144,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ListMessages,
                     request_deserializer=runlane_dot_v1_dot_session__service__pb2.ListMessagesRequest.FromString,
                     response_serializer=runlane_dot_v1_dot_session__service__pb2.ListMessagesResponse.SerializeToString,
+            ),
+            'SubscribeSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.SubscribeSession,
+                    request_deserializer=runlane_dot_v1_dot_session__service__pb2.SubscribeSessionRequest.FromString,
+                    response_serializer=runlane_dot_v1_dot_session__service__pb2.SubscribeSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +287,33 @@ class SessionService(object):
             '/runlane.v1.SessionService/ListMessages',
             runlane_dot_v1_dot_session__service__pb2.ListMessagesRequest.SerializeToString,
             runlane_dot_v1_dot_session__service__pb2.ListMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubscribeSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/runlane.v1.SessionService/SubscribeSession',
+            runlane_dot_v1_dot_session__service__pb2.SubscribeSessionRequest.SerializeToString,
+            runlane_dot_v1_dot_session__service__pb2.SubscribeSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,12 @@ class SessionServiceStub:
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]
     """Lists the messages of a session, oldest first."""
+    SubscribeSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.SubscribeSessionRequest, _session_service_pb2.SubscribeSessionResponse]
+    """Streams sessions: of each a snapshot, then everything that happens after exactly its position,
+    once. The stream has no end. To resume it, send the latest cursor of each session; a session
+    without one begins with a snapshot. A session that does not exist begins with an empty snapshot,
+    and session_changed reports its creation.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -63,6 +69,12 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists the messages of a session, oldest first."""
+    SubscribeSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.SubscribeSessionRequest, _session_service_pb2.SubscribeSessionResponse]  # type: ignore[assignment]
+    """Streams sessions: of each a snapshot, then everything that happens after exactly its position,
+    once. The stream has no end. To resume it, send the latest cursor of each session; a session
+    without one begins with a snapshot. A session that does not exist begins with an empty snapshot,
+    and session_changed reports its creation.
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages sessions and their transcripts."""
@@ -108,5 +120,17 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.ListMessagesResponse, _abc.Awaitable[_session_service_pb2.ListMessagesResponse]]:
         """Lists the messages of a session, oldest first."""
+
+    @_abc_1.abstractmethod
+    def SubscribeSession(
+        self,
+        request: _session_service_pb2.SubscribeSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_service_pb2.SubscribeSessionResponse], _abc.AsyncIterator[_session_service_pb2.SubscribeSessionResponse]]:
+        """Streams sessions: of each a snapshot, then everything that happens after exactly its position,
+        once. The stream has no end. To resume it, send the latest cursor of each session; a session
+        without one begins with a snapshot. A session that does not exist begins with an empty snapshot,
+        and session_changed reports its creation.
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,3 +6,4 @@ export * from './gen/runlane/v1/run.js';
 export * from './gen/runlane/v1/run_service.js';
 export * from './gen/runlane/v1/session.js';
 export * from './gen/runlane/v1/session_service.js';
+export * from './gen/runlane/v1/webhook_service.js';

@@ -44,11 +44,14 @@ class Role(StrEnum):
     OPERATOR = "operator"
     """`RUN` and `ANSWER`."""
 
+    WEBHOOKS = "webhooks"
+    """`READ`, plus: manage webhooks."""
+
     WORK = "work"
     """Execute runs as a worker, and nothing else."""
 
     ADMIN = "admin"
-    """`OPERATOR` and `WORK`, plus: delete sessions."""
+    """`OPERATOR`, `WEBHOOKS` and `WORK`, plus: delete sessions."""
 
 
 @dataclass(frozen=True, slots=True)

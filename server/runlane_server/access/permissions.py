@@ -10,6 +10,7 @@ from runlane_server.access.caller import Role
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
 _AGENTS = "/runlane.v1.AgentService/"
+_WEBHOOKS = "/runlane.v1.WebhookService/"
 _WORKER = "/runlane.worker.v1.WorkerService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 
@@ -30,7 +31,15 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _SESSIONS + "DeleteSession": Role.ADMIN,
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,
+        _SESSIONS + "SubscribeSession": Role.READ,
         _AGENTS + "ListAgents": Role.READ,
+        _WEBHOOKS + "CreateWebhook": Role.WEBHOOKS,
+        _WEBHOOKS + "GetWebhook": Role.WEBHOOKS,
+        _WEBHOOKS + "ListWebhooks": Role.WEBHOOKS,
+        _WEBHOOKS + "UpdateWebhook": Role.WEBHOOKS,
+        _WEBHOOKS + "DeleteWebhook": Role.WEBHOOKS,
+        _WEBHOOKS + "RedeliverWebhook": Role.WEBHOOKS,
+        _WEBHOOKS + "RotateWebhookSecret": Role.WEBHOOKS,
         _WORKER + "Work": Role.WORK,
         _HARNESS + "GetServer": Role.ADMIN,
         _HARNESS + "ArmGate": Role.ADMIN,
@@ -57,6 +66,7 @@ _GRANTS: Mapping[Role, frozenset[Role]] = MappingProxyType(
         Role.ANSWER: frozenset({Role.READ, Role.ANSWER}),
         Role.RUN: frozenset({Role.READ, Role.RUN}),
         Role.OPERATOR: frozenset({Role.READ, Role.ANSWER, Role.RUN, Role.OPERATOR}),
+        Role.WEBHOOKS: frozenset({Role.READ, Role.WEBHOOKS}),
         Role.WORK: frozenset({Role.WORK}),
         Role.ADMIN: frozenset(Role),
     }

@@ -14,6 +14,7 @@ LONG_LIVED_METHODS = frozenset(
             f"/runlane.v1.RunService/{name}"
             for name in ("SubscribeRunComplete", "SubscribeRun", "WaitRun")
         ),
+        "/runlane.v1.SessionService/SubscribeSession",
         "/runlane.worker.v1.WorkerService/Work",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }

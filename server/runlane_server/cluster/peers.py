@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,6 +25,9 @@ from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 
 CALL_SECONDS = 10.0
 """How long a lost connection may take to return."""
+
+MOST_CALLS = 1_000
+"""Calls on one connection. A server lets many more wait."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -66,7 +71,7 @@ class Peers:
 
     `credentials` are created for each connection; without them the connection is not encrypted.
 
-    One connection per pair of followed node and following tenant is open while it is used.
+    The calls to a node share a connection, up to `MOST_CALLS` of them; it is open while it is used.
     """
 
     def __init__(
@@ -77,15 +82,15 @@ class Peers:
     ) -> None:
         self._node_keys = node_keys
         self._credentials = credentials
-        self._wires: dict[tuple[str, str], Wire] = {}
-        self._users: dict[tuple[str, str], int] = {}
+        self._wires: dict[tuple[str, int], Wire] = {}
+        self._users: Counter[tuple[str, int]] = Counter()
 
     async def follow(
         self, address: str, key: model.RunKey, after: int, on_lost: Callable[[], None]
     ) -> AsyncGenerator[model.RunEvent | None, None]:
         """Yields the events of a run after an index, from one node; None at the end of the run."""
         sign = partial(self._node_keys.sign, address, key.tenant, key.run_id)
-        async with self._wire(address, key.tenant) as wire:
+        async with self._wire(address) as wire:
             events = RunEvents(
                 wire.with_token(sign),
                 key.run_id,
@@ -119,11 +124,12 @@ class Peers:
         )
 
     @asynccontextmanager
-    async def _wire(self, address: str, tenant: str) -> AsyncIterator[Wire]:
-        connection = address, tenant
+    async def _wire(self, address: str) -> AsyncIterator[Wire]:
+        numbers = ((address, n) for n in itertools.count())
+        connection = next(it for it in numbers if self._users[it] < MOST_CALLS)
         if connection not in self._wires:
             self._wires[connection] = self._connect(address)
-        self._users[connection] = self._users.get(connection, 0) + 1
+        self._users[connection] += 1
         try:
             yield self._wires[connection]
         finally:

@@ -7,14 +7,15 @@ unreachable or dead, followers read from the store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Protocol
 
 import structlog
 
 from runlane_server.core.errors import StoreUnavailable
-from runlane_server.core.model import RunEvent, RunKey
+from runlane_server.core.model import RunEvent, RunKey, SessionKey
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import Cluster
 
@@ -28,6 +29,9 @@ SEEK_SECONDS = 0.25
 
 CHECK_SECONDS = 2.0
 """Interval at which the node of a run is checked."""
+
+WATCH_SECONDS = 0.2
+"""Interval at which followed sessions are compared with the store, in one query."""
 
 STORE_SECONDS = 1.0
 """Interval at which the store is read while there are no live events of a run."""
@@ -63,17 +67,22 @@ class Relay:
         self._followed: dict[RunKey, _FollowedRun] = {}
         self._due = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
+        self._watched: Counter[SessionKey] = Counter()
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_watching = asyncio.Event()
 
     def start(self, address: str) -> None:
         """Starts. `address` is the one under which this node has joined the cluster."""
         self._address = address
         self._poller = asyncio.create_task(self._keep_polling())
+        self._watcher = asyncio.create_task(self._keep_watching())
 
     async def close(self) -> None:
         """Stops relaying and closes all connections."""
-        if self._poller is not None:
-            self._poller.cancel()
-        ending = [self._poller, *(each.stop() for each in self._followed.values())]
+        for task in (self._poller, self._watcher):
+            if task is not None:
+                task.cancel()
+        ending = [self._poller, self._watcher, *(each.stop() for each in self._followed.values())]
         await asyncio.gather(*filter(None, ending), return_exceptions=True)
         await self._peers.close()
 
@@ -97,6 +106,36 @@ class Relay:
             if not followed.followers:
                 del self._followed[key]
                 followed.stop()
+
+    @contextmanager
+    def watch(self, keys: Sequence[SessionKey]) -> Iterator[None]:
+        """Notes what other nodes commit to these sessions while the context is open."""
+        self._watched.update(keys)
+        self._is_watching.set()
+        try:
+            yield
+        finally:
+            self._watched.subtract(keys)
+            for key in keys:
+                if not self._watched[key]:
+                    del self._watched[key]
+
+    async def _keep_watching(self) -> None:
+        """Compares the versions of the watched lanes with those that this node knows."""
+        while True:
+            self._is_watching.clear()
+            if not self._watched:
+                await self._is_watching.wait()
+            try:
+                keys = list(self._watched)
+                versions = await self._cluster.lane_versions(keys)
+                for key in keys:
+                    self._feed.sessions.on_version(key, versions.get(key, 0))
+            except StoreUnavailable as error:
+                log.debug("store unavailable", error=error.message)
+            except Exception:
+                log.exception("watching sessions failed")
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _keep_polling(self) -> None:
         while True:

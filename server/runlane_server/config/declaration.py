@@ -32,6 +32,7 @@ class Topic(StrEnum):
     PROGRAMS = "Programs"
     LIMITS = "Limits"
     ACCESS = "Access and TLS"
+    WEBHOOKS = "Webhooks"
     OBSERVABILITY = "Observability"
     SHUTDOWN = "Shutdown and retention"
     CLUSTER = "Cluster"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from ipaddress import ip_network
 from typing import Any
 
 import click
@@ -109,6 +110,19 @@ class AddressType(click.ParamType[Address]):
     def _wrong_form(self, value: Any) -> str:
         form = "[HOST:]PORT" if self._default_host else "HOST:PORT"
         return f"{str(value)!r} is not of the form {form}"
+
+
+class NetworkType(click.ParamType[str]):
+    """A network of IP addresses, such as `10.0.0.0/8`. Gives its text."""
+
+    name = "network"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The network, in its usual form."""
+        try:
+            return str(ip_network(str(value)))
+        except ValueError as error:
+            self.fail(f"{str(value)!r} is not a network such as 10.0.0.0/8: {error}", param, ctx)
 
 
 class Ratio(click.FloatRange):

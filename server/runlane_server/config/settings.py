@@ -26,6 +26,7 @@ from runlane_server.config.option_types import (
     AgentSpec,
     Duration,
     HttpUrl,
+    NetworkType,
     Permissions,
     Ratio,
     Size,
@@ -416,6 +417,26 @@ class Config:
         Topic.ACCESS,
         click.BOOL,
         "Accept callers from the network without authentication.",
+    )
+
+    # --- Webhooks
+
+    webhook_allow_network: tuple[str, ...] = setting(
+        (),
+        Topic.WEBHOOKS,
+        NetworkType(),
+        "Network to which webhooks may deliver although its addresses are not global, and over "
+        "http too. May be repeated.",
+        metavar="CIDR",
+        without="global addresses over https only",
+        repeatable=True,
+    )
+    webhook_unconfirmed: bool = setting(
+        False,
+        Topic.WEBHOOKS,
+        click.BOOL,
+        "Deliver to webhooks whose endpoint has not answered a challenge. Only where every tenant "
+        "may send requests to any address.",
     )
 
     # --- Observability

@@ -13,6 +13,7 @@
     ├── RunNotFound, RunIdConflict, RunDeleted
     ├── InputNotFound, InputClosed
     ├── AgentNotFound
+    ├── WebhookNotFound, WebhookChanged
     ├── QueueFull, Overloaded, QuotaExceeded
     ├── CursorCompacted
     ├── Draining
@@ -211,6 +212,28 @@ class AgentNotFound(RunlaneError):
     def of(cls, name: str) -> AgentNotFound:
         """Builds the error for one name."""
         return cls(f"agent: this server has no agent {name!r}; ListAgents returns the names")
+
+
+class WebhookNotFound(RunlaneError):
+    """No webhook has this id."""
+
+    reason = "WEBHOOK_NOT_FOUND"
+
+    @classmethod
+    def of(cls, webhook_id: str) -> WebhookNotFound:
+        """Builds the error for one webhook."""
+        return cls(f"there is no webhook {webhook_id!r}")
+
+
+class WebhookChanged(RunlaneError):
+    """The webhook is not at the revision that a change was made from."""
+
+    reason = "WEBHOOK_CHANGED"
+
+    @classmethod
+    def of(cls, webhook_id: str) -> WebhookChanged:
+        """Builds the error for one webhook."""
+        return cls(f"etag: webhook {webhook_id!r} was changed meanwhile; read it again")
 
 
 class QueueFull(RunlaneError):

@@ -114,7 +114,7 @@ class RunInput(NamedTuple):
     `restarts`: it continues as a new attempt. `resumable`: its agent can start again and
     use the answers. `extra_attempts` are those that do not count (R37, R44). `used` is the time the
     attempt was active before it was parked, in microseconds; `checkpoint` is what the agent needs
-    to go on.
+    to go on. `asks` counts the commits that asked.
     """
 
     pending: tuple[OpenInput, ...] = ()
@@ -127,6 +127,7 @@ class RunInput(NamedTuple):
     extra_attempts: int = 0
     used: Micros = 0
     checkpoint: str = ""
+    asks: int = 0
 
 
 NO_INPUT = RunInput()

@@ -12,7 +12,7 @@ from uuid_utils import uuid7
 
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.questions import Asked, question_of, value_of
-from runlane_server.core.errors import InputLimit, RunlaneError, StoreUnavailable
+from runlane_server.core.errors import InputLimit, StoreUnavailable
 from runlane_server.core.input import (
     MAX_INPUTS,
     MAX_OPEN_INPUTS,
@@ -118,6 +118,7 @@ class Asking:
         self._going_on.set()
         self._lock = asyncio.Lock()
         self._repeated: Counter[str] = Counter()
+        self._asks = job.run.asking.asks
 
     def follow(self, run: LaneRun) -> None:
         """Takes over the state of the run that was committed."""
@@ -140,16 +141,13 @@ class Asking:
             if found is None or found.state is InputState.OPEN:
                 # Cancelling the agent must not interrupt the commit.
                 self.posting = create_own_task(self._post(question))
-                name = await asyncio.shield(self.posting)
-            else:
-                name = found.input_request_id
-        if not name:
-            # The run is about to end, and its agent about to be cancelled.
-            await asyncio.get_running_loop().create_future()
+                if not await asyncio.shield(self.posting):
+                    # The run is about to end, and its agent about to be cancelled.
+                    await asyncio.get_running_loop().create_future()
         while True:
             await self._going_on.wait()
-            settled = await retry_read(self._store, lambda: self._read(name))
-            if settled.state is not InputState.OPEN:
+            settled = await self._find(question.key)
+            if settled is not None and settled.state is not InputState.OPEN:
                 return _value(settled)
             # The run goes on with this request open: it was asked by an earlier attempt only.
             await asyncio.sleep(RETRY_PAUSE)
@@ -201,19 +199,19 @@ class Asking:
         requests = [self._request(question) for question in questions]
         park = Park(checkpoint, round(self.timer.used * 1e6))
         said = () if checkpoint else content()
-        return bool(await self._post_requests(requests, park=park, tail=tail, content=said))
+        return await self._post_requests(requests, park=park, tail=tail, content=said)
 
-    async def _post(self, question: Question) -> str:
+    async def _post(self, question: Question) -> bool:
+        """Returns whether the question is asked; if not, the run is about to end."""
         await self._outbox.flush()
         if self._outbox.is_closed:
-            return ""
+            return False
         self._outbox.pause()
         try:
-            names = await self._post_requests([self._request(question)])
+            return await self._post_requests([self._request(question)])
         finally:
             if not self.is_waiting:
                 self._outbox.go_on()
-        return names[0] if names else ""
 
     async def _post_requests(
         self,
@@ -222,13 +220,15 @@ class Asking:
         park: Park | None = None,
         tail: tuple[EventBody, ...] = (),
         content: tuple[DraftMessage, ...] = (),
-    ) -> Sequence[str]:
+    ) -> bool:
+        number = self._asks + 1
         while True:
             try:
-                return await self._lane.ask(
+                asked = await self._lane.ask(
                     self._job,
                     tuple(requests),
                     self._outbox.events,
+                    number=number,
                     resumable=self._resumable,
                     park=park,
                     tail=tail,
@@ -243,7 +243,10 @@ class Asking:
             except StoreUnavailable:
                 if self._store.failed is not None:
                     raise
-            # The lane knows the requests by their keys if the first commit was successful.
+            else:
+                self._asks = number
+                return bool(asked)
+            # The lane knows the number if the first commit was successful.
             await asyncio.sleep(RETRY_PAUSE)
 
     def _request(self, question: Question) -> InputRequest:
@@ -260,12 +263,6 @@ class Asking:
 
     async def _find(self, key: str) -> InputRequest | None:
         return await retry_read(self._store, lambda: self._store.find_input(self._job.run_key, key))
-
-    async def _read(self, name: str) -> InputRequest:
-        found = await self._store.get_input(self._job.key.tenant, name)
-        if found is None:
-            raise RunlaneError(f"input request {name!r} is missing from the store")
-        return found
 
 
 def _value(settled: InputRequest) -> Any:

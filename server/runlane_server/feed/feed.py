@@ -20,10 +20,14 @@ from runlane_server.core.errors import (
     RunNotFound,
 )
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
+from runlane_server.feed.session_topics import SessionTopics
 from runlane_server.feed.tail import TailPool
 from runlane_server.feed.topics import topics_of_event, topics_of_filter
 from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
+from runlane_server.store.lane_log import LaneChange
+
+A_DAY = 86_400.0
 
 PAGE_EVENTS = 256
 PAGE_BYTES = 256 << 10
@@ -46,7 +50,9 @@ class Feed:
     """Publishes committed events to subscribers. It is the listener of an open store."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = self._store = store
+        self.sessions = SessionTopics(store)
+        """The followed sessions."""
         self._closed = False
         self.head = store.position
         """The position of the last event published here."""
@@ -75,7 +81,7 @@ class Feed:
     def subscriptions(self) -> int:
         """The number of open subscriptions, followers of runs included."""
         subscribers = set[_Subscriber]().union(*self._subscribers.values())
-        return len(subscribers) + self.followers
+        return len(subscribers) + self.followers + self.sessions.followers
 
     @property
     def followers(self) -> int:
@@ -95,16 +101,21 @@ class Feed:
         Raises CursorCompacted if events after the position were removed, and CursorInvalid if it
         lies ahead of the log.
         """
-        self._check_open()
+        self.check_open()
         self._check_kept(tenant, after)
         if after > max(self.position, self._store.position):
             raise CursorInvalid.of("cursor", "lies ahead of the event log")
         return Subscription(self, tenant, wanted, after)
 
-    def follow(self, key: RunKey, after: int) -> RunFollower:
-        """Follows the events of a run after an index. The caller must close the follower."""
-        self._check_open()
-        return RunFollower(self, key, after)
+    def follow(
+        self, key: RunKey, after: int, on_wake: Callable[[], None] | None = None
+    ) -> RunFollower:
+        """Follows the events of a run after an index. The caller must close the follower.
+
+        `on_wake` is called when it may have more events.
+        """
+        self.check_open()
+        return RunFollower(self, key, after, on_wake)
 
     def close(self) -> None:
         """Ends all subscriptions: pending and later waits raise Draining."""
@@ -112,6 +123,7 @@ class Feed:
         for waiting in (self._subscribers, self._followers):
             for subscriber in chain.from_iterable(waiting.values()):
                 subscriber.wake(self.head + 1)
+        self.sessions.wake_all()
 
     # The listener of the store
 
@@ -154,6 +166,10 @@ class Feed:
         for follower in followers:
             follower.wake(events[0].index)
 
+    def on_lane(self, change: LaneChange) -> None:
+        """Publishes a change of a lane to the followers of its session, if it has any."""
+        self.sessions.on_change(change)
+
     # Events of other nodes
 
     def last_index(self, key: RunKey) -> int:
@@ -190,7 +206,8 @@ class Feed:
 
     # Used by subscriptions and followers
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises Draining once the feed is closed."""
         if self._closed:
             raise Draining("the server is shutting down")
 
@@ -238,7 +255,8 @@ class Feed:
             return tail.covers(after)
         return self._tail_start is not None and after >= self._tail_start
 
-    async def _read_run(self, key: RunKey, after: int) -> Sequence[RunEvent]:
+    async def read_run(self, key: RunKey, after: int) -> Sequence[RunEvent]:
+        """The next events of a run after an index, from memory if they are there."""
         tail = self._run_tails.get(key)
         if tail is not None and tail.covers(after):
             events = tail.read(after, PAGE_EVENTS)
@@ -337,7 +355,7 @@ class Subscription:
         """Reads one page; parks and waits where there is none."""
         if self._is_caught_up():
             # Only a subscription that has read everything gets Draining.
-            self._feed._check_open()  # noqa: SLF001
+            self._feed.check_open()
             self._parked = True
             await self._wakeup.wait(until)
             if self._is_caught_up():
@@ -361,33 +379,42 @@ class Subscription:
 class RunFollower:
     """A position in the events of one run."""
 
-    def __init__(self, feed: Feed, key: RunKey, after: int) -> None:
+    def __init__(
+        self, feed: Feed, key: RunKey, after: int, on_wake: Callable[[], None] | None = None
+    ) -> None:
         self._feed = feed
         self._key = key
+        self._on_wake = on_wake
         self.after = after
         """The index of the last event returned, initially that of the last event known."""
-        self._wakeup = asyncio.Event()
+        self._wakeup = Wakeup()
+        self._is_due = False
         # A run without new events may have been deleted. Only `wake(0)` makes that possible again:
         # a read of the store after each event would cost more than the event.
         self._may_be_deleted = True
         feed._add_follower(key, self)  # noqa: SLF001 - the two halves of one mechanism
 
-    async def next(self) -> Sequence[RunEvent]:
-        """Returns the next events, at least one.
+    async def next(self, timeout: float = A_DAY) -> Sequence[RunEvent]:
+        """Returns the next events, or none after `timeout` seconds.
 
         Raises Draining once the feed is closed, RunNotFound once the run is deleted, and
         CursorCompacted.
         """
+        until = self._wakeup.after(timeout)
         while True:
-            self._wakeup.clear()
-            events = await self._feed._read_run(self._key, self.after)  # noqa: SLF001
+            # Before the read: a wake-up during it must not be lost.
+            self._is_due = False
+            events = await self._feed.read_run(self._key, self.after)
             if not events:
-                self._feed._check_open()  # noqa: SLF001
+                self._feed.check_open()
                 events = await self._end_of_deleted()
             if events:
                 self.after = events[-1].index
                 return events
-            await self._wakeup.wait()
+            if self._wakeup.past(until):
+                return ()
+            if not self._is_due:
+                await self._wakeup.wait(until)
 
     @property
     def has_company(self) -> bool:
@@ -404,13 +431,17 @@ class RunFollower:
     def close(self) -> None:
         """Removes this from the feed."""
         self._feed._remove_follower(self._key, self)  # noqa: SLF001
+        self._wakeup.close()
 
     def wake(self, place: int) -> None:
         """Reports new events from the index `place` on, or the end of the feed; 0 if the run may
         have ended, or the store must be read again."""
         if place == 0:
             self._may_be_deleted = True
-        self._wakeup.set()
+        self._is_due = True
+        self._wakeup.wake()
+        if self._on_wake is not None:
+            self._on_wake()
 
 
 Topic = TypeVar("Topic", bound=Hashable)

@@ -36,6 +36,7 @@ from runlane_server.feed.feed import Feed
 from runlane_server.harness.harness import Harness, ServerInfo
 from runlane_server.net.addresses import Address, advertised_address
 from runlane_server.process.agent_processes import load_declared, serving_agents
+from runlane_server.process.deliveries import NodeWebhooks
 from runlane_server.process.security import Security, check_security
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import StoreError
@@ -164,6 +165,7 @@ async def serving(
             tls=security.tls,
             harness=harness if config.harness else None,
             workers=table.workers,
+            webhooks=(webhooks := NodeWebhooks(config, coordinator, metrics.webhooks)).registry,
             socket_mode=int(config.socket_mode, 8),
             private=private,
             max_per_address=config.max_connections_per_address,
@@ -182,6 +184,7 @@ async def serving(
         if relay is not None:
             relay.start(str(node_address))
             closing.push_async_callback(relay.close)
+        await closing.enter_async_context(webhooks.delivering())
         await endpoint.start()
         security.log_warnings(node_address, shared=relay is not None)
         background = _in_background(

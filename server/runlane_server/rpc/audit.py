@@ -24,6 +24,11 @@ _CHANGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "/runlane.v1.RunService/CancelAll": (),
         "/runlane.v1.RunService/AnswerInput": ("input_request_id",),
         "/runlane.v1.SessionService/DeleteSession": ("session_id",),
+        "/runlane.v1.WebhookService/CreateWebhook": (),
+        "/runlane.v1.WebhookService/UpdateWebhook": ("webhook_id",),
+        "/runlane.v1.WebhookService/DeleteWebhook": ("webhook_id",),
+        "/runlane.v1.WebhookService/RedeliverWebhook": ("webhook_id",),
+        "/runlane.v1.WebhookService/RotateWebhookSecret": ("webhook_id",),
     }
 )
 """The methods that are audited, and the fields of their requests in a line: ids, no content."""

@@ -31,6 +31,8 @@ from runlane.v1 import (
     run_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
 )
 from runlane.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from runlane_server.access.control import AccessControl
@@ -49,9 +51,12 @@ from runlane_server.rpc.inflight import InflightCalls
 from runlane_server.rpc.middleware import Middleware
 from runlane_server.rpc.requests import MAX_MESSAGE, WINDOW
 from runlane_server.rpc.runs import RunService
+from runlane_server.rpc.session_stream import SessionStreams
 from runlane_server.rpc.sessions import SessionService
 from runlane_server.rpc.tls import ServerTls
+from runlane_server.rpc.webhooks import WebhookService
 from runlane_server.rpc.worker import WorkerService
+from runlane_server.webhooks.registry import Webhooks
 
 log = structlog.get_logger()
 
@@ -115,6 +120,8 @@ HTTP_HEALTH = "runlane.http"
 
 _WORKER = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
+_WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name
+
 _HARNESS = harness_service_pb2.DESCRIPTOR.services_by_name["HarnessService"].full_name
 
 
@@ -133,9 +140,9 @@ class Endpoint:
     """Serves a coordinator over gRPC. It must be created on the event loop that serves.
 
     With `shares_port` it can listen on a port together with other processes of the same user.
-    Without `tls` connections are not encrypted. A `harness`, and `workers`, are served as well.
-    Unix sockets get `socket_mode`. `private` is a socket that only processes of this server reach.
-    An address may have `max_per_address` connections; 0: half of all.
+    Without `tls` connections are not encrypted. A `harness`, `workers` and `webhooks` are served
+    as well. Unix sockets get `socket_mode`. `private` is a socket that only processes of this
+    server reach. An address may have `max_per_address` connections; 0: half of all.
     """
 
     def __init__(
@@ -150,6 +157,7 @@ class Endpoint:
         tls: ServerTls | None = None,
         harness: Harness | None = None,
         workers: Workers | None = None,
+        webhooks: Webhooks | None = None,
         socket_mode: int = 0o600,
         private: Address | None = None,
         max_per_address: int = 0,
@@ -166,7 +174,8 @@ class Endpoint:
         self._access = access
         self._observer = observer
         self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
-        self._sessions = SessionService(coordinator)
+        streams = SessionStreams(coordinator, progress_interval=progress_interval, relay=relay)
+        self._sessions = SessionService(coordinator, streams)
         self._agents = AgentService(coordinator)
         self._coordinator = coordinator
         self._harness = None if harness is None else HarnessService(harness)
@@ -174,6 +183,10 @@ class Endpoint:
         self._workers = None if workers is None else WorkerService(coordinator, workers)
         if workers is not None:
             self._services = (*self._services, _WORKER)
+        self._webhooks = None
+        if webhooks is not None:
+            self._webhooks = WebhookService(coordinator.store, webhooks)
+            self._services = (*self._services, _WEBHOOKS)
         self._health = _Health(self._services)
         self._bound: list[Address] = []
         self._broken: set[asyncio.Task[None]] = set()
@@ -204,6 +217,10 @@ class Endpoint:
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self._sessions, middleware)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._agents, middleware)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, middleware)
+        if self._webhooks is not None:
+            webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(
+                self._webhooks, middleware
+            )
         if self._workers is not None:
             worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(self._workers, middleware)
         if self._harness is not None:

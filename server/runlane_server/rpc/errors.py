@@ -33,6 +33,8 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "RUN_ID_CONFLICT": StatusCode.ALREADY_EXISTS,
         "RUN_DELETED": StatusCode.FAILED_PRECONDITION,
         "AGENT_NOT_FOUND": StatusCode.NOT_FOUND,
+        "WEBHOOK_NOT_FOUND": StatusCode.NOT_FOUND,
+        "WEBHOOK_CHANGED": StatusCode.ABORTED,
         "QUEUE_FULL": StatusCode.RESOURCE_EXHAUSTED,
         "OVERLOADED": StatusCode.RESOURCE_EXHAUSTED,
         "QUOTA_EXCEEDED": StatusCode.RESOURCE_EXHAUSTED,

@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from runlane.v1.run_service_pb2 import SubscribeRunCompleteRequest
+from runlane.v1.session_service_pb2 import SubscribeSessionRequest
 from runlane_server.access.control import OpenCall
 from runlane_server.access.permissions import PUBLIC_METHODS
 from runlane_server.core.errors import InvalidArgument, Overloaded, RunlaneError
@@ -46,6 +47,7 @@ MIN_WAIT = 0.05
 _RUNS = "/runlane.v1.RunService/"
 _SESSIONS = "/runlane.v1.SessionService/"
 _AGENTS = "/runlane.v1.AgentService/"
+_WEBHOOKS = "/runlane.v1.WebhookService/"
 _HARNESS = "/runlane.harness.v1.HarnessService/"
 _WORKER = "/runlane.worker.v1.WorkerService/"
 _HEALTH = "/grpc.health.v1.Health/"
@@ -75,7 +77,22 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         _SESSIONS + "DeleteSession": _IDS,
         _SESSIONS + "ListSessions": _IDS,
         _SESSIONS + "ListMessages": _IDS,
+        # 1,000 ids with their cursors.
+        _SESSIONS + "SubscribeSession": 512 << 10,
         _AGENTS + "ListAgents": _IDS,
+        # A filter of up to 120 ids and labels.
+        _WEBHOOKS + "CreateWebhook": 64 << 10,
+        _WEBHOOKS + "UpdateWebhook": 64 << 10,
+        **{
+            _WEBHOOKS + name: _IDS
+            for name in (
+                "GetWebhook",
+                "ListWebhooks",
+                "DeleteWebhook",
+                "RedeliverWebhook",
+                "RotateWebhookSecret",
+            )
+        },
         # The arguments of a tool call and a result, of 1 MiB each.
         _WORKER + "Work": (2 << 20) + (64 << 10),
         **{
@@ -186,6 +203,8 @@ def number_of_ids(request: object) -> int:
     """The ids in a request that the server keeps as long as the call is open."""
     if isinstance(request, SubscribeRunCompleteRequest):
         return len(request.session_ids) + len(request.run_ids)
+    if isinstance(request, SubscribeSessionRequest):
+        return len(request.session_ids)
     return 0
 
 

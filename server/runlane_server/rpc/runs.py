@@ -171,7 +171,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             # Confirms the call, since its first event may take long.
             await context.send_initial_metadata(())
             while True:
-                for event in await follower.next():
+                events = await follower.next(self._progress_interval)
+                if not events:
+                    await context.write(self._run_progress())
+                for event in events:
                     is_shared = follower.has_company
                     encoded = self._run_events.encode(session_id, event, is_shared=is_shared)
                     await context.write(encoded)
@@ -225,6 +228,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         return pb.SubscribeRunCompleteResponse(
             cursor=self._cursors.encode(tenant(), position), progress=mark
         )
+
+    def _run_progress(self) -> pb.SubscribeRunResponse:
+        time = convert.timestamp(self._coordinator.now())
+        return pb.SubscribeRunResponse(progress=pb.SubscribeRunResponse.Progress(time=time))
 
     async def _has_seen_end(self, key: RunKey, after_index: int) -> bool:
         """Whether the event at this index is the last one. Raises InvalidArgument."""

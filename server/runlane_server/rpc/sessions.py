@@ -16,6 +16,7 @@ from runlane_server.core.model import Session, SessionKey
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc import convert, validate
 from runlane_server.rpc.page import PAGE_BYTES, PageTokens, collect_page
+from runlane_server.rpc.session_stream import SessionStreams
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import Page
 
@@ -25,9 +26,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     """Serves sessions and their transcripts."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, streams: SessionStreams) -> None:
         self._coordinator = coordinator
         self._store = coordinator.store
+        self._streams = streams
 
     async def CreateSession(
         self, request: pb.CreateSessionRequest, context: Context
@@ -103,6 +105,13 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
             messages=layout.messages,
             next_page_token="" if layout.next is None else tokens.encode(*layout.next),
         )
+
+    # A coroutine that writes: see SubscribeRun.
+    async def SubscribeSession(  # type: ignore[override]
+        self, request: pb.SubscribeSessionRequest, context: Context
+    ) -> None:
+        """Streams sessions (R50 to R52)."""
+        await self._streams.serve(request, context)
 
     async def _session(self, session_id: str) -> Session:
         session = await self._store.get_session(SessionKey(tenant(), session_id))

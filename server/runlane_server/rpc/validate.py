@@ -214,6 +214,22 @@ def session_id(
     checks.finish()
 
 
+def subscribe_session(
+    request: session_service_pb2.SubscribeSessionRequest,
+    read: Callable[[Sequence[str]], ReadT],
+) -> ReadT:
+    """Returns the positions of the sessions, which `read` decodes."""
+    checks = Checks()
+    if not request.session_ids:
+        checks.reject("session_ids", "is empty; name at least one session", SessionMissing)
+    checks.identifiers("session_ids", request.session_ids)
+    for n, session_id in enumerate(request.session_ids):
+        if not session_id:
+            checks.reject(f"session_ids[{n}]", "is empty", SessionMissing)
+    checks.count("cursors", request.cursors)
+    return checks.finish_with(lambda: read(request.session_ids))
+
+
 def list_sessions(
     request: session_service_pb2.ListSessionsRequest, read: Callable[[], ReadT]
 ) -> tuple[int, ReadT]:

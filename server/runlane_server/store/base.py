@@ -29,6 +29,7 @@ from runlane_server.core.model import (
     SessionKey,
 )
 from runlane_server.core.transition import Lane, Transition
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.vitals import StoreVitals
 
 if TYPE_CHECKING:
@@ -294,6 +295,9 @@ class Cluster(Protocol):
     async def hosts(self, keys: Collection[RunKey]) -> Mapping[RunKey, str]:
         """The addresses of the nodes on which these runs are active. Other runs are left out."""
 
+    async def lane_versions(self, keys: Collection[SessionKey]) -> Mapping[SessionKey, int]:
+        """The versions of lanes. Sessions that do not exist are left out."""
+
     def wake(self) -> None:
         """Announces work to the other nodes soon. Announcements are coalesced."""
 
@@ -307,6 +311,9 @@ class Listener(Protocol):
 
     def on_run_events(self, key: RunKey, events: Sequence[RunEvent]) -> None:
         """Events of one run were committed; indices increase from call to call."""
+
+    def on_lane(self, change: LaneChange) -> None:
+        """This node committed a change of a lane, whose events were passed on before."""
 
 
 class WriteObserver(Protocol):
@@ -464,6 +471,15 @@ class Store(Protocol):
         """The events of a run after an index: about `max_bytes` bytes, and at least one event.
 
         Raises CursorCompacted if the next event was removed.
+        """
+
+    async def lane_events(
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
+    ) -> LanePage:
+        """The events of a session after a place in the log of its lane, in order (R52): about
+        `max_bytes` bytes, and at least one event.
+
+        Raises CursorCompacted if an event of the page was removed; see also `LanePage.start`.
         """
 
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:

@@ -62,6 +62,9 @@ _LOGGED: set[str] = set()
 
 _MAX_LOGGED = 10_000
 
+MARK = "x"
+"""Precedes the bytes of a name that is not UTF-8 in hexadecimal form."""
+
 _COLLECTED: ContextVar[list[str] | None] = ContextVar("_COLLECTED", default=None)
 
 
@@ -82,7 +85,7 @@ def required(decode: Callable[[], Record], kind: str, *key: object) -> Record:
         return verified(decode())
     except UNREADABLE as error:
         _report(kind, key, error)
-        name = "/".join(map(text_or_empty, key))
+        name = "/".join(map(shown_name, key))
         raise CorruptRecord(f"{kind} {name!r}: {EXPLANATION}") from error
 
 
@@ -108,7 +111,7 @@ def collecting() -> Iterator[list[str]]:
 
 
 def _report(kind: str, key: tuple[object, ...], error: Exception) -> None:
-    name = f"{kind} {'/'.join(map(text_or_empty, key))}"
+    name = f"{kind} {'/'.join(map(shown_name, key))}"
     collected = _COLLECTED.get()
     if collected is not None:
         collected.append(f"{name} cannot be read: {describe(error)}")
@@ -120,6 +123,25 @@ def _report(kind: str, key: tuple[object, ...], error: Exception) -> None:
 def describe(error: Exception) -> str:
     """Describes the fault of a row in one line."""
     return f"{type(error).__name__}: {error}"[:200].encode(errors="replace").decode()
+
+
+def shown_name(value: object) -> str:
+    """A part of a key as text that can be printed: in hexadecimal form if it is not UTF-8."""
+    data = _stored(value) if isinstance(value, str) else value
+    if not isinstance(data, bytes):
+        return text_or_empty(value)
+    try:
+        return text_or_empty(data.decode())
+    except UnicodeDecodeError:
+        return MARK + data[:1_024].hex()
+
+
+def _stored(text: str) -> bytes:
+    """The bytes of a text, of which those that are not UTF-8 were read as lone surrogates."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
 
 
 def text_or_empty(value: object) -> str:

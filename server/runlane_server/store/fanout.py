@@ -12,6 +12,7 @@ import structlog
 
 from runlane_server.core.model import RunEvent, RunKey
 from runlane_server.store.base import Listener, LoggedComplete, WriteObserver
+from runlane_server.store.lane_log import LaneChange
 
 log = structlog.get_logger()
 
@@ -33,6 +34,16 @@ def publish_run_events(listener: Listener | None, tenant: str, events: Sequence[
     try:
         for run_id, own in _by_run(events):
             listener.on_run_events(RunKey(tenant, run_id), own)
+    except Exception:
+        log.exception("the store's listener failed")
+
+
+def publish_lane(listener: Listener | None, change: LaneChange | None) -> None:
+    """Passes the commit of a lane on, after its events. An error of the listener is logged."""
+    if listener is None or change is None:
+        return
+    try:
+        listener.on_lane(change)
     except Exception:
         log.exception("the store's listener failed")
 

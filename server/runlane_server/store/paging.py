@@ -27,6 +27,7 @@ from runlane_server.core.model import (
     ToolResult,
 )
 from runlane_server.store.base import LoggedComplete, Page
+from runlane_server.store.lane_log import LaneEntry
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -90,6 +91,11 @@ def message_size(message: Message) -> int:
 def event_size(event: RunEvent) -> int:
     """The approximate size of a run's event on the wire, in bytes."""
     return OVERHEAD_BYTES + _size(event.body)
+
+
+def entry_size(entry: LaneEntry) -> int:
+    """The approximate size of a session's event on the wire, in bytes."""
+    return event_size(entry.event)
 
 
 def complete_size(event: LoggedComplete) -> int:

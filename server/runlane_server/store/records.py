@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
+from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import (
     MAX_COMPLETE_TEXT_BYTES,
     FinishReason,
@@ -55,6 +56,7 @@ from runlane_server.store.corrupt import (
     is_readable,
     required,
 )
+from runlane_server.store.lane_log import LaneEntry
 
 Row: TypeAlias = Any
 """A row with its values by column name: a `sqlite3.Row` or an `asyncpg.Record`."""
@@ -310,6 +312,15 @@ def event_from(key: RunKey, row: Row, read_complete: Callable[[], RunComplete]) 
         *key,
         row["idx"],
     )
+
+
+def entry_from(row: Row, read_event: Callable[[], RunEvent]) -> LaneEntry:
+    """An event at its place in the log of a lane. Raises CursorCompacted if it was removed."""
+    if row["kind"] is None:
+        raise CursorCompacted(
+            "events of the session after that place were removed; subscribe without a cursor"
+        )
+    return LaneEntry(row["place"], read_event())
 
 
 def logged_from(row: Row, text: DecodeText) -> LoggedComplete:

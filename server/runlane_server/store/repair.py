@@ -19,7 +19,7 @@ from runlane_server.store.corrupt import (
     CORRUPT_PARTS,
     collecting,
     corrupt_complete,
-    text_or_empty,
+    shown_name,
 )
 
 CORRUPT_KIND = "corrupt"
@@ -85,7 +85,7 @@ def time_of(value: object) -> int:
 
 def name_of(kind: str, *key: object) -> str:
     """The name of a repaired record, as the check names it."""
-    return f"{kind} {'/'.join(map(text_or_empty, key))}"
+    return f"{kind} {'/'.join(map(shown_name, key))}"
 
 
 async def remove_sessions(store: Store, keys: Iterable[SessionKey]) -> Sequence[str]:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from runlane_server.core.input import InputRequest
-from runlane_server.core.model import Micros, RunState
+from runlane_server.core.model import Micros, Run, RunComplete, RunState
 from runlane_server.store.base import BEGINNING, Page, Position
 
 RUN_ENDED = "run.ended"
@@ -61,11 +61,22 @@ class WebhookFilter:
         """Whether a match depends on the request of the run, which no event has."""
         return bool(self.labels or self.agents)
 
-    def matches_session(self, session_id: str) -> bool:
-        """Whether it selects events of a session."""
+    def matches(self, kind: str, body: RunComplete | InputRequest) -> bool:
+        """Whether it selects an event, as far as the event itself decides."""
+        if self.kinds and kind not in self.kinds:
+            return False
+        if isinstance(body, RunComplete) and self.states and body.state not in self.states:
+            return False
         if not (self.session_ids or self.session_prefixes):
             return True
+        session_id = body.session_id
         return session_id in self.session_ids or session_id.startswith(self.session_prefixes)
+
+    def matches_run(self, run: Run) -> bool:
+        """Whether it selects events of a run by its agent and its labels."""
+        if self.agents and run.agent not in self.agents:
+            return False
+        return all(run.metadata.get(name) == value for name, value in self.labels.items())
 
 
 @dataclass(frozen=True, slots=True)

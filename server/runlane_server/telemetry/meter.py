@@ -20,6 +20,7 @@ from runlane_server.core.observer import CancelRequest, Observer
 from runlane_server.core.recent import RecentItems
 from runlane_server.core.transition import LaneRun, Receipt, Transition
 from runlane_server.store.base import Listener, LoggedComplete
+from runlane_server.store.lane_log import LaneChange
 from runlane_server.telemetry.metrics import Metrics
 
 Family = TypeVar("Family", bound=Any)
@@ -73,6 +74,10 @@ class Meter(Observer):
                     self._metrics.first_delta.observe(_seconds(started_at, event.at))
             elif isinstance(body, Accepted):
                 self._metrics.runs_accepted.inc()
+
+    def on_lane(self, change: LaneChange) -> None:
+        """This node committed a change of a lane."""
+        self._listener.on_lane(change)
 
     def _ended(self, complete: RunComplete, agent: str) -> None:
         metrics = self._metrics

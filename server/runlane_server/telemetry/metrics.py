@@ -9,6 +9,7 @@ This module needs `prometheus_client`, and is imported only if metrics are enabl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -47,6 +48,7 @@ class NodeState(NamedTuple):
 
     `runs_active` and `agent_ready` are by agent. `workers_quarantined` is None without an agent
     that workers execute. `lease` is None if the store is not shared.
+    `webhooks` counts attempts by outcome, `webhook_problems` what callers should know by kind.
     `beat_age` is infinite for a node that considers itself lost.
     """
 
@@ -69,6 +71,8 @@ class NodeState(NamedTuple):
     beat_age: float = 0.0
     alive: bool = True
     measured: StoreState = StoreState()
+    webhooks: Mapping[str, int] = MappingProxyType({})
+    webhook_problems: Mapping[str, int] = MappingProxyType({})
 
 
 class Metrics:
@@ -253,6 +257,19 @@ class _StateCollector(Collector):
             {(method,): count for method, count in state.rpcs_open.items()},
             "method",
         )
+        yield _counted(
+            "webhook_attempts",
+            "Attempts to deliver to webhooks, by outcome.",
+            state.webhooks,
+            "outcome",
+        )
+        yield _counted(
+            "webhook_problems",
+            "Webhooks that were disabled, events given up, and times that events were lost because "
+            "the event log was compacted, by kind.",
+            state.webhook_problems,
+            "kind",
+        )
         if state.workers_quarantined is not None:
             yield from _quarantines(state.workers_quarantined, state.worker_quarantines)
         yield from _measured(state.measured)
@@ -308,6 +325,13 @@ def _membership(state: NodeState, lease: float) -> Iterator[Metric]:
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:
     return GaugeMetricFamily(f"runlane_{name}", documentation, value=value)
+
+
+def _counted(name: str, documentation: str, values: Mapping[str, int], label: str) -> Metric:
+    family = CounterMetricFamily(f"runlane_{name}", documentation, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
 
 
 def _labelled(

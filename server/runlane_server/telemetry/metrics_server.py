@@ -28,6 +28,7 @@ from runlane_server.release import version_of_server
 from runlane_server.rpc.endpoint import Endpoint
 from runlane_server.store.base import Store
 from runlane_server.store.vitals import StoreVitals
+from runlane_server.webhooks.attempts import Counts
 
 if TYPE_CHECKING:
     from runlane_server.telemetry.metrics import Metrics, NodeState, StoreState
@@ -70,6 +71,7 @@ class MetricsServer:
         if listen is not None:
             require("prometheus_client", OPTION)
         self.observer: Observer = NO_OBSERVER
+        self.webhooks = Counts()
         self._listen = listen
         self._store_kind = store_kind
         self._now = now
@@ -95,7 +97,7 @@ class MetricsServer:
         if self._metrics is None or self._listen is None:
             yield
             return
-        node = _StateReader(coordinator, endpoint, self._store_kind, self._now)
+        node = _StateReader(coordinator, endpoint, self._store_kind, self._now, self.webhooks)
         self._state = node.state()
         host, port = self._listen.host, self._listen.port
 
@@ -189,7 +191,9 @@ class _StateReader:
         endpoint: Endpoint,
         store_kind: str,
         now: Callable[[], Micros],
+        webhooks: Counts,
     ) -> None:
+        self._webhooks = webhooks
         self._coordinator = coordinator
         self._endpoint = endpoint
         self._store_kind = store_kind
@@ -229,7 +233,7 @@ class _StateReader:
         """The current state. Call it on the event loop."""
         from runlane_server.telemetry.metrics import NodeState  # noqa: PLC0415 - needs an extra
 
-        coordinator = self._coordinator
+        coordinator, hooks = self._coordinator, self._webhooks
         load, feed, member = coordinator.load, coordinator.feed, coordinator.membership
         state = NodeState(
             version=self._version,
@@ -251,6 +255,12 @@ class _StateReader:
             log_behind=coordinator.store.behind,
             rpcs_open=Counter(self._endpoint.calls.methods),
             measured=self._measured(),
+            webhooks={"arrived": hooks.delivered, "failed": hooks.failed},
+            webhook_problems={
+                "disabled": hooks.disabled,
+                "given_up": hooks.given_up,
+                "compacted": hooks.lost,
+            },
         )
         if coordinator.workers is not None:
             quarantine = coordinator.workers.quarantine

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -69,20 +70,24 @@ async def outcome(make: Callable[[], Agent], *answers: Answer) -> tuple[Any, ...
     with pytest.MonkeyPatch.context() as patch:
         async with OpenAIServer().serving() as server:
             patch.setenv("OPENAI_BASE_URL", server.base_url)
-            server.answer(*answers, *["fine"] * 5)
             async with started(make()) as agent:
-                working = Working(agent, ask("hi"))
-                await asyncio.wait({working.task})
-            error = working.task.exception()
-            if error is not None and not isinstance(error, AgentError):
-                raise error
-            reports = [event for event in working.events if isinstance(event, Report)]
-            ends = (
-                (usage(working.events), reports[-1].finish_reason or reports[0].finish_reason)
-                if error is None
-                else (error.reason, error.message)
-            )
-            return (content(working.events), *ends, len(server.requests))
+                return await turn_of(agent, server, *answers)
+
+
+async def turn_of(agent: Agent, server: OpenAIServer, *answers: Answer) -> tuple[Any, ...]:
+    server.answer(*answers, *["fine"] * 5)
+    working = Working(agent, ask("hi"))
+    await asyncio.wait({working.task})
+    error = working.task.exception()
+    if error is not None and not isinstance(error, AgentError):
+        raise error
+    reports = [event for event in working.events if isinstance(event, Report)]
+    ends = (
+        (usage(working.events), reports[-1].finish_reason or reports[0].finish_reason)
+        if error is None
+        else (error.reason, error.message)
+    )
+    return (content(working.events), *ends, len(server.requests))
 
 
 def chunks(*deltas: dict[str, Any], finish: str = "stop") -> Answer:
@@ -134,22 +139,55 @@ async def test_an_answer_ends_the_turn_as_with_the_sdk(name: str) -> None:
     assert found == await outcome(by_sdk, answer)
 
 
+class Pair:
+    """Both agents before one endpoint, for many turns: a start takes longer than a turn."""
+
+    def __init__(self, server: OpenAIServer, agents: Sequence[Agent]) -> None:
+        self._server = server
+        self._agents = agents
+
+    async def outcomes(self, answer: Answer) -> list[tuple[Any, ...]]:
+        """The outcome of a turn with an answer, for each agent."""
+        found = []
+        for agent in self._agents:
+            self._server.forget()
+            found.append(await turn_of(agent, self._server, answer))
+        return found
+
+
+@asynccontextmanager
+async def both_started() -> AsyncIterator[Pair]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        async with OpenAIServer().serving() as server:
+            patch.setenv("OPENAI_BASE_URL", server.base_url)
+            async with started(direct()) as one, started(by_sdk()) as other:
+                yield Pair(server, (one, other))
+
+
+@pytest.fixture(scope="module")
+def run_both() -> Iterator[Callable[[Answer], list[tuple[Any, ...]]]]:
+    with asyncio.Runner() as runner:
+        opened = both_started()
+        pair = runner.run(opened.__aenter__())
+        yield lambda answer: runner.run(pair.outcomes(answer))
+        runner.run(opened.__aexit__(None, None, None))
+
+
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(ODD)), min_size=1, max_size=2))
 @example([((2, "usage", "prompt_tokens"), 1.5)])
 @example([((2, "usage", "completion_tokens"), None)])
 @example([((0, "choices", 0, "delta", "reasoning_content"), ["x"])])
-def test_r21_odd_values_end_the_turn_as_with_the_sdk(odd: list[tuple[Any, Any]]) -> None:
+def test_r21_odd_values_end_the_turn_as_with_the_sdk(
+    run_both: Callable[[Answer], list[tuple[Any, ...]]], odd: list[tuple[Any, Any]]
+) -> None:
     plain = copy.deepcopy(CHUNKS)
     del plain[1]["choices"][0]["delta"]["tool_calls"]  # otherwise the SDK reads every answer
     answer = Answer(chunks=with_odd_values(*odd, chunks=plain))
     with capture_logs():
-
-        async def both() -> tuple[Any, ...]:
-            return await outcome(direct, answer), await outcome(by_sdk, answer)
-
-        found, expected = asyncio.run(both())
+        found, expected = run_both(answer)
     assert found == expected
 
 

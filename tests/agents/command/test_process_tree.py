@@ -15,7 +15,7 @@ from runlane_server.agents.command import process_tree, program, run_cgroups
 from runlane_server.agents.command.agent import CommandAgent
 from support.processes import is_running, wait_for_exit
 from support.programs import GRACE, answer, at_work, failure, python, shell
-from support.turns import Working
+from support.turns import Working, ask
 
 # Each prints the id of a process, and lets it run for an hour after `{then}`. The program learns
 # through a pipe that the process is where it wants to be.
@@ -178,6 +178,24 @@ async def test_a_program_that_kills_its_launcher_and_the_guardian_remains_withou
     pid = int(file.read_text())
     assert is_running(pid)
     os.kill(pid, signal.SIGKILL)
+
+
+async def test_r33_a_program_that_kills_its_launcher_at_once_is_not_started_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "starts"
+    agent = shell(f"kill -9 $PPID; echo started >> {file}")
+    await agent.start()
+    assert agent.programs.guardian.pid is not None
+    # On one processor the program often acts before its launcher can report the start.
+    os.sched_setaffinity(agent.programs.guardian.pid, {min(os.sched_getaffinity(0))})
+    starts = 10
+    for _ in range(starts):
+        working = Working(agent, ask(""))
+        await asyncio.wait({working.task})
+        assert str(working.task.exception()) == "the process that watches the command was killed"
+    await agent.close()
+    assert len(file.read_text().splitlines()) <= starts
 
 
 # --- Output after the exit --------------------------------------------------------------------

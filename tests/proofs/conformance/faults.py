@@ -16,6 +16,7 @@ ATTEMPTS, ENDING = "core/lane/attempts.py", "core/lane/ending.py"
 EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
 READINESS, LANE_ACCESS = "engine/readiness.py", "engine/lane_access.py"
 RUNS, INPUTS = "rpc/runs.py", "engine/inputs.py"
+SESSIONS = "feed/sessions.py"
 
 
 _IDLE_FLAG = (
@@ -578,6 +579,51 @@ OTHERS = (
                 ASKING,
                 "[_CLOSED[state](input_id) for state, input_id, _ in run.asking.late]",
                 "[]",
+            ),
+        ),
+    ),
+    Fault(
+        "a snapshot whose output has no position",
+        (50,),
+        (
+            Edit(
+                SESSIONS,
+                "            0 if active is None else active.events,\n",
+                "            0,\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a snapshot without the open questions",
+        (50,),
+        (Edit(SESSIONS, "for pending in active.asking.pending\n", "for pending in ()\n"),),
+        case="A snapshot has the open",
+    ),
+    Fault(
+        "a deletion that a stream does not report",
+        (50,),
+        (
+            Edit(
+                SESSIONS,
+                "        return Step(SessionChanged(None, None), self.at)\n",
+                "        return Step(QueueChanged((), ()), self.at)\n",
+            ),
+        ),
+        case="A stream reports",
+    ),
+    Fault(
+        "a cursor that repeats the last piece of output",
+        (51,),
+        (Edit("rpc/session_cursor.py", "at.event_index)", "max(0, at.event_index - 1))"),),
+    ),
+    Fault(
+        "a stream that sends the end of a run before its output",
+        (52,),
+        (
+            Edit(
+                SESSIONS,
+                "            output = await self._output_before(entry)\n",
+                "            output: Sequence[Step] = ()\n",
             ),
         ),
     ),

@@ -41,6 +41,7 @@ METHODS: Mapping[str, Sequence[bytes]] = {
     _SESSIONS + "ListSessions": (b"\x08\x05",),
     _SESSIONS + "DeleteSession": (b"\x0a\x01s",),
     _SESSIONS + "ListMessages": (b"\x0a\x01s\x10\x05",),
+    _SESSIONS + "SubscribeSession": (b"\x0a\x01s\x18\x01", b"\x0a\x01s\x12\x04AAAA", b""),
     _HEALTH + "Check": (b"", b"\x0a\x01x"),
     _HEALTH + "Watch": (b"", b"\x0a\x01x"),
     _REFLECTION + "ServerReflectionInfo": (b"\x3a\x00", b"\x22\x01x", b"\x1a\x01x"),

@@ -117,6 +117,7 @@ class Command:
     resumable: bool = False
     park: bool = False
     restart: bool = False
+    repeated: bool = False
 
     def __str__(self) -> str:
         node = () if self.host is None else (f"on {self.host!r}",)
@@ -140,6 +141,7 @@ class Command:
             Verb.ASK: (
                 *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
                 *("resumable" * self.resumable, "park" * self.park, "restart" * self.restart),
+                "repeated" * self.repeated,
             ),
             Verb.ANSWER: (self.run_id, self.key),
             Verb.EXPIRE: (self.run_id, self.key),
@@ -231,6 +233,10 @@ class Command:
         found = self.input_of(lane)
         return "unknown" if found is None else found.input_request_id
 
+    def asks(self, lane: Lane) -> int:
+        """The number of asks of the active run so far."""
+        return lane.active.asking.asks if lane.active else 0
+
     def asked(self, lane: Lane) -> InputRequest:
         """The request of an ask."""
         count = lane.active.asking.asked if lane.active else 0
@@ -276,6 +282,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         (self.asked(lane),),
         at=AT,
         events=streamed(lane),
+        number=self.asks(lane) + (not self.repeated),
         resumable=self.resumable,
         park=Park("" if self.restart else "state", 1) if self.park else None,
         content=spoken(lane) if self.park else (),
@@ -407,8 +414,10 @@ def ask(
     resumable: bool = False,
     park: bool = False,
     restart: bool = False,
+    repeated: bool = False,
 ) -> Command:
-    """A question of the active run."""
+    """A question of the active run; `repeated`: its supervisor asks it again, as it does not know
+    that the last ask of the run was committed."""
     return Command(
         Verb.ASK,
         run_id=run_id,
@@ -418,6 +427,7 @@ def ask(
         resumable=resumable,
         park=park or restart,
         restart=restart,
+        repeated=repeated,
     )
 
 

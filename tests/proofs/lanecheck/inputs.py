@@ -119,6 +119,9 @@ def _check_numbers(before: Lane, command: Command, made: Transition) -> None:
 
 def _check_command(before: Lane, command: Command, made: Transition) -> None:
     was, active = before.active, made.lane.active
+    if command.verb is Verb.ASK and command.repeated:
+        require(made.lane == before and not made.needs_commit, "nobody is asked twice (R44)")
+        return
     match command.verb:
         case Verb.ASK if was is not None and not (is_cancelling(was) or was.asking.expired):
             settled = command.key in {key for _, _, key in was.asking.late}

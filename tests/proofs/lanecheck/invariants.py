@@ -13,7 +13,7 @@ from proofs.lanecheck.commands import Command, Verb, is_parked, live, streamed
 from proofs.lanecheck.effects import check_effect
 from proofs.lanecheck.inputs import check_input_lane, check_inputs
 from proofs.lanecheck.require import Broken, require
-from runlane_server.core.lane import TABLE
+from runlane_server.core.lane import ATTEMPT_ORDINALS, TABLE
 from runlane_server.core.model import (
     Accepted,
     FinishReason,
@@ -112,6 +112,7 @@ def check(before: Lane, command: Command, made: Transition) -> None:
     _check_attempts(before, made)
     _check_completes(made)
     _check_transcript(before, made)
+    _check_places(before, made)
     check_inputs(before, command, made)
     wrong = check_effect(before, command, made)
     require(wrong is None, wrong or "")
@@ -256,7 +257,7 @@ def _check_events(before: Lane, command: Command, made: Transition) -> None:
     counts = {run.run_id: run.events for run in live(before)}
     counting = {Verb.DRAIN, Verb.FINISH, Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
     active = before.active
-    asks = command.verb is Verb.ASK and bool(made.reply)
+    asks = command.verb is Verb.ASK and made.needs_commit
     lost = {Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
     kept = command.verb in lost and is_parked(active) and not (active and active.asking.expired)
     if active is not None and (command.verb in counting or asks) and not kept:
@@ -344,6 +345,28 @@ def _check_transcript(before: Lane, made: Transition) -> None:
             turns.setdefault(message.turn, []).append(message)
     owners = {_check_turn_of(change, old, begun, turns, made) for change in made.runs}
     require(set(turns) <= owners, "only the end of a run writes the rest of a turn")
+
+
+def _check_places(before: Lane, made: Transition) -> None:
+    """No step writes where an earlier one may have written, so a session uses each place once."""
+    had, has = _attempts_over(before), _attempts_over(made.lane)
+    for message in made.messages:
+        if not message.ordinal:
+            continue
+        is_open = message.turn in had or message.turn > before.turn
+        require(is_open, "a turn that has ended is not written again")
+        over = had.get(message.turn, 0) * ATTEMPT_ORDINALS
+        require(message.ordinal > over, "a place of an earlier attempt is not used again")
+        later = message.turn not in has or message.ordinal <= has[message.turn] * ATTEMPT_ORDINALS
+        require(later, "a later attempt writes behind it")
+
+
+def _attempts_over(lane: Lane) -> dict[int, int]:
+    """For each turn that has not ended, how many of its attempts write no more."""
+    over = {run.turn: run.attempt for run in lane.waiting if run.turn}
+    if lane.active is not None:
+        over[lane.active.turn] = lane.active.attempt - 1 + lane.active.asking.restarts
+    return over
 
 
 def _check_turn_of(

@@ -218,7 +218,7 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
         if bounds.nodes:
             yield from _adopts(lane.active)
         if bounds.asks:
-            yield from _asks(run_id, attempt)
+            yield from _asks(lane.active)
     if bounds.asks:
         yield from _answers(lane)
     for run in lane.waiting[:1]:
@@ -244,8 +244,12 @@ def _answers(lane: Lane) -> Iterator[Command]:
             yield expire(run.run_id, key)
 
 
-def _asks(run_id: str, attempt: int) -> Iterator[Command]:
+def _asks(active: LaneRun) -> Iterator[Command]:
     """Every kind of question, under one key: an attempt asks again what an earlier one asked."""
+    run_id, attempt = active.run_id, active.attempt
+    if active.asking.asks:
+        yield ask(run_id, attempt, repeated=True)
+        yield ask(run_id, attempt, park=True, repeated=True)
     yield ask(run_id, attempt)
     yield ask(run_id, attempt, resumable=True)
     yield ask(run_id, attempt, has_default=True)

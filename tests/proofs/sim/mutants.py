@@ -213,7 +213,7 @@ MUTANTS = (
         "a run whose backoff is over and that leaves its queue again and again",
         Lanes,
         "_act",
-        "is_due=not decision.backs_off",
+        "is_due=can_start",
         "is_due=False",
     ),
     Mutant(

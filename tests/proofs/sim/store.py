@@ -49,7 +49,9 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.memory.store import MemoryStore
+from runlane_server.store.memory.webhooks import MemoryWebhooks
 from runlane_server.store.postgres.write_lines import WriteLine, WriteLines
 from runlane_server.store.vitals import StoreVitals
 
@@ -100,6 +102,10 @@ class Disk:
         for event in events:
             kept.append((self._history.tick(), event))
         self._untold.append((0, lambda listener: listener.on_run_events(key, events)))
+
+    def on_lane(self, change: LaneChange) -> None:
+        """A change of a lane was committed."""
+        self._untold.append((0, lambda listener: listener.on_lane(change)))
 
     def lanes(self) -> list[Lane]:
         """All lanes."""
@@ -186,6 +192,11 @@ class SimStore:
     @property
     def cluster(self) -> None:
         """None: no other node shares the store."""
+
+    @property
+    def webhooks(self) -> MemoryWebhooks:
+        """The nodes of a simulation deliver none."""
+        return self._disk.data.webhooks
 
     @property
     def position(self) -> Position:
@@ -375,6 +386,14 @@ class SimStore:
         """The events of a run."""
         return await self._read(
             lambda: self._disk.data.run_events(key, after=after, limit=limit, max_bytes=max_bytes)
+        )
+
+    async def lane_events(
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
+    ) -> LanePage:
+        """The events of a session."""
+        return await self._read(
+            lambda: self._disk.data.lane_events(key, after=after, limit=limit, max_bytes=max_bytes)
         )
 
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:

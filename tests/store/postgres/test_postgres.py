@@ -350,7 +350,8 @@ async def test_refused_units_do_not_hold_up_the_others(nodes: Sequence[PostgresS
     assert results[10:] == [None] * 20
     page = await store.list_runs(TENANT, limit=MANY)
     found = [run.run_id for run in reversed(page.items)]
-    assert found == [f"t{n}" for n in range(5)] + [f"g{n}" for n in range(20)]
+    assert found[:5] == [f"t{n}" for n in range(5)]
+    assert sorted(found[5:]) == sorted(f"g{n}" for n in range(20))
 
 
 async def test_nodes_that_write_the_same_lanes_do_not_deadlock(
@@ -614,7 +615,12 @@ async def test_migration_counts_the_log_of_each_tenant(
         DROP TYPE kept_part;
         DROP TABLE tenant_logs;
         DROP FUNCTION log_sizes();
-        DROP FUNCTION commit_retries;
+        DROP FUNCTION commit_in_order, commit_retries;
+        DROP TABLE lane_events;
+        DROP TYPE lane_event;
+        DROP TRIGGER trim_lane ON events;
+        DROP TRIGGER remove_lane_events ON sessions;
+        DROP FUNCTION trim_lane, remove_lane_events;
         DROP TYPE retried_run;
         ALTER TABLE runs DROP COLUMN retry;
         DROP TABLE input_requests;
@@ -626,6 +632,7 @@ async def test_migration_counts_the_log_of_each_tenant(
         ALTER TABLE sessions DROP COLUMN agent, DROP COLUMN next_agent;
         CREATE INDEX sessions_waiting ON sessions (active_run_id, tenant, waiting_since);
         DELETE FROM schema_versions WHERE version >= 7;
+        ALTER TABLE store DROP COLUMN emptied;
         ALTER TABLE store ADD COLUMN compacted_bytes bigint NOT NULL DEFAULT 50;
         UPDATE store SET compacted = 1;
         UPDATE events SET position = position + 1000;
@@ -743,6 +750,8 @@ READS = [
     "claim",
     "waiting_runs",
     "hosts",
+    "lane_events",
+    "lane_versions",
 ]
 
 

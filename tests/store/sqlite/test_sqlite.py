@@ -231,6 +231,7 @@ async def test_migration_counts_bytes_stored_before(path: Path) -> None:
         db.execute("DROP INDEX events_by_tenant")
         db.execute("DROP TABLE tenant_logs")
         db.execute("DROP TABLE kept_parts")
+        db.execute("DROP TABLE lane_events")
         db.execute("INSERT INTO meta VALUES ('compacted_bytes', 0)")
         db.commit()
         db.execute("PRAGMA user_version = 2")
@@ -393,10 +394,18 @@ async def test_full_disk_ends_the_writer(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SQL))
+def test_no_statement_numbers_its_parameters(name: str) -> None:
+    # Python 3.14 refuses to bind a sequence to them.
+    assert re.search(r"\?\d", SQL[name]) is None
+
+
+@pytest.mark.parametrize("name", sorted(SQL))
 async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None:
     allowed = {
         "busy_sessions": ["SCAN runs USING INDEX runs_open"],  # open runs only
         "every_webhook": ["SCAN webhooks"],  # at most 100 of a tenant
+        "insert_event": ["SCAN ended"],  # the one row of its parameters
+        "insert_input": ["SCAN one"],  # the one row of its parameters
         "log_sizes": ["SCAN names", "SCAN names"],  # of tenants, each found by a seek
         "oldest_event": ["SCAN events"],  # from its beginning, and only one of it
         "stored_bytes": ["SCAN (subquery-1)"],  # a piece of them, which a seek has found
@@ -406,8 +415,7 @@ async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None
     def plan(db: sqlite3.Connection) -> list[str]:
         statement = f"EXPLAIN QUERY PLAN {SQL[name]}"
         named = dict.fromkeys(PARAMETERS, "1")
-        found = re.findall(r"\?\d*", SQL[name])
-        parameters = "1" * (len(found) if "?" in found else len(set(found))) or named
+        parameters = "1" * SQL[name].count("?") or named
         return [row["detail"] for row in db.execute(statement, parameters)]
 
     assert store._open is not None

@@ -101,6 +101,10 @@ const (
 	ErrorReason_ERROR_REASON_INPUT_CLOSED ErrorReason = 31
 	// INVALID_ARGUMENT: the answer does not match the question; BadRequest lists what is wrong.
 	ErrorReason_ERROR_REASON_ANSWER_INVALID ErrorReason = 32
+	// NOT_FOUND: no webhook has this id.
+	ErrorReason_ERROR_REASON_WEBHOOK_NOT_FOUND ErrorReason = 40
+	// ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again.
+	ErrorReason_ERROR_REASON_WEBHOOK_CHANGED ErrorReason = 41
 )
 
 // Enum value maps for ErrorReason.
@@ -136,6 +140,8 @@ var (
 		30: "ERROR_REASON_INPUT_NOT_FOUND",
 		31: "ERROR_REASON_INPUT_CLOSED",
 		32: "ERROR_REASON_ANSWER_INVALID",
+		40: "ERROR_REASON_WEBHOOK_NOT_FOUND",
+		41: "ERROR_REASON_WEBHOOK_CHANGED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -168,6 +174,8 @@ var (
 		"ERROR_REASON_INPUT_NOT_FOUND":    30,
 		"ERROR_REASON_INPUT_CLOSED":       31,
 		"ERROR_REASON_ANSWER_INVALID":     32,
+		"ERROR_REASON_WEBHOOK_NOT_FOUND":  40,
+		"ERROR_REASON_WEBHOOK_CHANGED":    41,
 	}
 )
 
@@ -203,7 +211,7 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xdc\a\n" +
+	"runlane.v1*\xa2\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -235,7 +243,9 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x1cERROR_REASON_AGENT_NOT_FOUND\x10\x1a\x12 \n" +
 	"\x1cERROR_REASON_INPUT_NOT_FOUND\x10\x1e\x12\x1d\n" +
 	"\x19ERROR_REASON_INPUT_CLOSED\x10\x1f\x12\x1f\n" +
-	"\x1bERROR_REASON_ANSWER_INVALID\x10 B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x1bERROR_REASON_ANSWER_INVALID\x10 \x12\"\n" +
+	"\x1eERROR_REASON_WEBHOOK_NOT_FOUND\x10(\x12 \n" +
+	"\x1cERROR_REASON_WEBHOOK_CHANGED\x10)B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

@@ -872,11 +872,13 @@ func (x *SubscribeRunRequest) GetAfterIndex() int64 {
 	return 0
 }
 
-// One event of a run.
+// One event of a run, or a progress mark.
 type SubscribeRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The event.
-	Event         *RunEvent `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// The event; unset in a progress mark.
+	Event *RunEvent `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// Set instead of the event: the run has no event after the last one sent.
+	Progress      *SubscribeRunResponse_Progress `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -914,6 +916,13 @@ func (*SubscribeRunResponse) Descriptor() ([]byte, []int) {
 func (x *SubscribeRunResponse) GetEvent() *RunEvent {
 	if x != nil {
 		return x.Event
+	}
+	return nil
+}
+
+func (x *SubscribeRunResponse) GetProgress() *SubscribeRunResponse_Progress {
+	if x != nil {
+		return x.Progress
 	}
 	return nil
 }
@@ -1630,6 +1639,52 @@ func (x *SubscribeRunCompleteResponse_Progress) GetTime() *timestamppb.Timestamp
 	return nil
 }
 
+// A progress mark of an idle stream.
+type SubscribeRunResponse_Progress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the mark was sent.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeRunResponse_Progress) Reset() {
+	*x = SubscribeRunResponse_Progress{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeRunResponse_Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeRunResponse_Progress) ProtoMessage() {}
+
+func (x *SubscribeRunResponse_Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeRunResponse_Progress.ProtoReflect.Descriptor instead.
+func (*SubscribeRunResponse_Progress) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{10, 0}
+}
+
+func (x *SubscribeRunResponse_Progress) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_run_service_proto_rawDesc = "" +
@@ -1699,9 +1754,12 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x13SubscribeRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1f\n" +
 	"\vafter_index\x18\x02 \x01(\x03R\n" +
-	"afterIndex\"B\n" +
+	"afterIndex\"\xc5\x01\n" +
 	"\x14SubscribeRunResponse\x12*\n" +
-	"\x05event\x18\x01 \x01(\v2\x14.runlane.v1.RunEventR\x05event\"\\\n" +
+	"\x05event\x18\x01 \x01(\v2\x14.runlane.v1.RunEventR\x05event\x12E\n" +
+	"\bprogress\x18\x02 \x01(\v2).runlane.v1.SubscribeRunResponse.ProgressR\bprogress\x1a:\n" +
+	"\bProgress\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\\\n" +
 	"\x0eWaitRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"4\n" +
@@ -1775,7 +1833,7 @@ func file_runlane_v1_run_service_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_runlane_v1_run_service_proto_goTypes = []any{
 	(CancelScope)(0),                              // 0: runlane.v1.CancelScope
 	(*RunAcceptedRequest)(nil),                    // 1: runlane.v1.RunAcceptedRequest
@@ -1801,69 +1859,72 @@ var file_runlane_v1_run_service_proto_goTypes = []any{
 	(*AnswerInputResponse)(nil),                   // 21: runlane.v1.AnswerInputResponse
 	nil,                                           // 22: runlane.v1.RunAcceptedRequest.MetadataEntry
 	(*SubscribeRunCompleteResponse_Progress)(nil), // 23: runlane.v1.SubscribeRunCompleteResponse.Progress
-	(*Attachment)(nil),                            // 24: runlane.v1.Attachment
-	(WhenBusy)(0),                                 // 25: runlane.v1.WhenBusy
-	(*durationpb.Duration)(nil),                   // 26: google.protobuf.Duration
-	(*RetryPolicy)(nil),                           // 27: runlane.v1.RetryPolicy
-	(*Run)(nil),                                   // 28: runlane.v1.Run
-	(*CancelledRun)(nil),                          // 29: runlane.v1.CancelledRun
-	(*RunComplete)(nil),                           // 30: runlane.v1.RunComplete
-	(*RunEvent)(nil),                              // 31: runlane.v1.RunEvent
-	(RunState)(0),                                 // 32: runlane.v1.RunState
-	(InputState)(0),                               // 33: runlane.v1.InputState
-	(*InputRequest)(nil),                          // 34: runlane.v1.InputRequest
-	(*Approval)(nil),                              // 35: runlane.v1.Approval
-	(*timestamppb.Timestamp)(nil),                 // 36: google.protobuf.Timestamp
+	(*SubscribeRunResponse_Progress)(nil),         // 24: runlane.v1.SubscribeRunResponse.Progress
+	(*Attachment)(nil),                            // 25: runlane.v1.Attachment
+	(WhenBusy)(0),                                 // 26: runlane.v1.WhenBusy
+	(*durationpb.Duration)(nil),                   // 27: google.protobuf.Duration
+	(*RetryPolicy)(nil),                           // 28: runlane.v1.RetryPolicy
+	(*Run)(nil),                                   // 29: runlane.v1.Run
+	(*CancelledRun)(nil),                          // 30: runlane.v1.CancelledRun
+	(*RunComplete)(nil),                           // 31: runlane.v1.RunComplete
+	(*RunEvent)(nil),                              // 32: runlane.v1.RunEvent
+	(RunState)(0),                                 // 33: runlane.v1.RunState
+	(InputState)(0),                               // 34: runlane.v1.InputState
+	(*InputRequest)(nil),                          // 35: runlane.v1.InputRequest
+	(*Approval)(nil),                              // 36: runlane.v1.Approval
+	(*timestamppb.Timestamp)(nil),                 // 37: google.protobuf.Timestamp
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
-	24, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
-	25, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
-	26, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
+	25, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
+	26, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
+	27, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
 	22, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
-	27, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
-	28, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
+	28, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
+	29, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
 	0,  // 6: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
-	29, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
-	29, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
+	30, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
+	30, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
 	6,  // 9: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
-	30, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
+	31, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
 	23, // 11: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
-	31, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
-	26, // 13: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
-	28, // 14: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
-	28, // 15: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	32, // 16: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	28, // 17: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	33, // 18: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
-	34, // 19: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
-	35, // 20: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
-	34, // 21: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
-	36, // 22: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	1,  // 23: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	3,  // 24: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	5,  // 25: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	8,  // 26: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	10, // 27: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	12, // 28: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	14, // 29: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	16, // 30: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	18, // 31: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
-	20, // 32: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
-	2,  // 33: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	4,  // 34: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	7,  // 35: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	9,  // 36: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	11, // 37: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	13, // 38: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	15, // 39: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	17, // 40: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	19, // 41: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
-	21, // 42: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
-	33, // [33:43] is the sub-list for method output_type
-	23, // [23:33] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	32, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
+	24, // 13: runlane.v1.SubscribeRunResponse.progress:type_name -> runlane.v1.SubscribeRunResponse.Progress
+	27, // 14: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
+	29, // 15: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
+	29, // 16: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
+	33, // 17: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	29, // 18: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	34, // 19: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
+	35, // 20: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
+	36, // 21: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
+	35, // 22: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
+	37, // 23: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	37, // 24: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	1,  // 25: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	3,  // 26: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	5,  // 27: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	8,  // 28: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	10, // 29: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	12, // 30: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	14, // 31: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	16, // 32: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	18, // 33: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
+	20, // 34: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
+	2,  // 35: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	4,  // 36: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	7,  // 37: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	9,  // 38: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	11, // 39: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	13, // 40: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	15, // 41: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	17, // 42: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	19, // 43: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
+	21, // 44: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
+	35, // [35:45] is the sub-list for method output_type
+	25, // [25:35] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }
@@ -1893,7 +1954,7 @@ func file_runlane_v1_run_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_service_proto_rawDesc), len(file_runlane_v1_run_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@ package runlanev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -548,12 +549,549 @@ func (x *ListMessagesResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Request to stream sessions.
+type SubscribeSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sessions; at least 1, at most 1,000.
+	SessionIds []string `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
+	// The latest cursors of these sessions, in any order. A cursor names its session.
+	Cursors []string `protobuf:"bytes,2,rep,name=cursors,proto3" json:"cursors,omitempty"`
+	// Include text_delta and reasoning_delta events.
+	WithDeltas    bool `protobuf:"varint,3,opt,name=with_deltas,json=withDeltas,proto3" json:"with_deltas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionRequest) Reset() {
+	*x = SubscribeSessionRequest{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionRequest) ProtoMessage() {}
+
+func (x *SubscribeSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionRequest.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionRequest) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SubscribeSessionRequest) GetSessionIds() []string {
+	if x != nil {
+		return x.SessionIds
+	}
+	return nil
+}
+
+func (x *SubscribeSessionRequest) GetCursors() []string {
+	if x != nil {
+		return x.Cursors
+	}
+	return nil
+}
+
+func (x *SubscribeSessionRequest) GetWithDeltas() bool {
+	if x != nil {
+		return x.WithDeltas
+	}
+	return false
+}
+
+// What happened in one of the sessions, or a progress mark.
+type SubscribeSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session; empty in a progress mark.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The position in this session to resume from after this message. Opaque; at most 256 bytes. Empty in
+	// a progress mark, in a snapshot that continues, and after the deletion of the session.
+	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*SubscribeSessionResponse_Snapshot_
+	//	*SubscribeSessionResponse_RunEvent
+	//	*SubscribeSessionResponse_SessionChanged_
+	//	*SubscribeSessionResponse_QueueChanged_
+	//	*SubscribeSessionResponse_Progress_
+	Event         isSubscribeSessionResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse) Reset() {
+	*x = SubscribeSessionResponse{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SubscribeSessionResponse) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *SubscribeSessionResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *SubscribeSessionResponse) GetEvent() isSubscribeSessionResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetSnapshot() *SubscribeSessionResponse_Snapshot {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_Snapshot_); ok {
+			return x.Snapshot
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetRunEvent() *SubscribeSessionResponse_RunEventOf {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_RunEvent); ok {
+			return x.RunEvent
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetSessionChanged() *SubscribeSessionResponse_SessionChanged {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_SessionChanged_); ok {
+			return x.SessionChanged
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetQueueChanged() *SubscribeSessionResponse_QueueChanged {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_QueueChanged_); ok {
+			return x.QueueChanged
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse) GetProgress() *SubscribeSessionResponse_Progress {
+	if x != nil {
+		if x, ok := x.Event.(*SubscribeSessionResponse_Progress_); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+type isSubscribeSessionResponse_Event interface {
+	isSubscribeSessionResponse_Event()
+}
+
+type SubscribeSessionResponse_Snapshot_ struct {
+	// The session as it is at the beginning of the stream.
+	Snapshot *SubscribeSessionResponse_Snapshot `protobuf:"bytes,3,opt,name=snapshot,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_RunEvent struct {
+	// An event of a run.
+	RunEvent *SubscribeSessionResponse_RunEventOf `protobuf:"bytes,4,opt,name=run_event,json=runEvent,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_SessionChanged_ struct {
+	// The session or its active run has changed.
+	SessionChanged *SubscribeSessionResponse_SessionChanged `protobuf:"bytes,5,opt,name=session_changed,json=sessionChanged,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_QueueChanged_ struct {
+	// The queue has changed.
+	QueueChanged *SubscribeSessionResponse_QueueChanged `protobuf:"bytes,6,opt,name=queue_changed,json=queueChanged,proto3,oneof"`
+}
+
+type SubscribeSessionResponse_Progress_ struct {
+	// A progress mark.
+	Progress *SubscribeSessionResponse_Progress `protobuf:"bytes,7,opt,name=progress,proto3,oneof"`
+}
+
+func (*SubscribeSessionResponse_Snapshot_) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_RunEvent) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_SessionChanged_) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_QueueChanged_) isSubscribeSessionResponse_Event() {}
+
+func (*SubscribeSessionResponse_Progress_) isSubscribeSessionResponse_Event() {}
+
+// A session as it is at the cursor. A large snapshot comes in several messages, which are
+// concatenated: each list continues that of the message before.
+type SubscribeSessionResponse_Snapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session; unset if it does not exist, and in all but the first message.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The active run, if there is one; in the first message.
+	ActiveRun *Run `protobuf:"bytes,2,opt,name=active_run,json=activeRun,proto3" json:"active_run,omitempty"`
+	// The events of the active run since its current attempt started.
+	Output []*RunEvent `protobuf:"bytes,3,rep,name=output,proto3" json:"output,omitempty"`
+	// The waiting runs, in the order in which they start.
+	Queue []*Run `protobuf:"bytes,4,rep,name=queue,proto3" json:"queue,omitempty"`
+	// The open input requests of the active run.
+	InputRequests []*InputRequest `protobuf:"bytes,5,rep,name=input_requests,json=inputRequests,proto3" json:"input_requests,omitempty"`
+	// True if the snapshot continues in the next message of this session.
+	Continues bool `protobuf:"varint,6,opt,name=continues,proto3" json:"continues,omitempty"`
+	// The runs that joined the turn of the active run and end with it.
+	Folded        []*Run `protobuf:"bytes,7,rep,name=folded,proto3" json:"folded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_Snapshot) Reset() {
+	*x = SubscribeSessionResponse_Snapshot{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_Snapshot) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_Snapshot.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_Snapshot) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 0}
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetActiveRun() *Run {
+	if x != nil {
+		return x.ActiveRun
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetOutput() []*RunEvent {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetQueue() []*Run {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetInputRequests() []*InputRequest {
+	if x != nil {
+		return x.InputRequests
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetContinues() bool {
+	if x != nil {
+		return x.Continues
+	}
+	return false
+}
+
+func (x *SubscribeSessionResponse_Snapshot) GetFolded() []*Run {
+	if x != nil {
+		return x.Folded
+	}
+	return nil
+}
+
+// An event of a run of the session. The events of a run come by index, and its end before the start
+// of the next run. Without with_deltas, indexes have gaps.
+type SubscribeSessionResponse_RunEventOf struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// The event.
+	Event         *RunEvent `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) Reset() {
+	*x = SubscribeSessionResponse_RunEventOf{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_RunEventOf) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_RunEventOf) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_RunEventOf.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_RunEventOf) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 1}
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *SubscribeSessionResponse_RunEventOf) GetEvent() *RunEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+// The session has changed, or the state of its active run. Sent again after a stream is resumed.
+type SubscribeSessionResponse_SessionChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session as it is now. Unset: it was deleted, and its queue and runs with it; events that
+	// were not delivered before are gone, except for those of SubscribeRunComplete.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The active run as it is now, if there is one.
+	ActiveRun     *Run `protobuf:"bytes,2,opt,name=active_run,json=activeRun,proto3" json:"active_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) Reset() {
+	*x = SubscribeSessionResponse_SessionChanged{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_SessionChanged) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_SessionChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_SessionChanged.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_SessionChanged) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 2}
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_SessionChanged) GetActiveRun() *Run {
+	if x != nil {
+		return x.ActiveRun
+	}
+	return nil
+}
+
+// The queue has changed: a run entered or left it, was moved or edited. Sent again after a stream is
+// resumed.
+type SubscribeSessionResponse_QueueChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All waiting runs, in the order in which they start.
+	RunIds []string `protobuf:"bytes,1,rep,name=run_ids,json=runIds,proto3" json:"run_ids,omitempty"`
+	// Those that are new or changed since the last message; all of them after a stream is resumed. If
+	// they do not fit into one message, the next queue_changed has the others.
+	Runs          []*Run `protobuf:"bytes,2,rep,name=runs,proto3" json:"runs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) Reset() {
+	*x = SubscribeSessionResponse_QueueChanged{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_QueueChanged) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_QueueChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_QueueChanged.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_QueueChanged) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 3}
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) GetRunIds() []string {
+	if x != nil {
+		return x.RunIds
+	}
+	return nil
+}
+
+func (x *SubscribeSessionResponse_QueueChanged) GetRuns() []*Run {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+// A progress mark of an idle stream: nothing else has happened in any of its sessions.
+type SubscribeSessionResponse_Progress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the mark was sent.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeSessionResponse_Progress) Reset() {
+	*x = SubscribeSessionResponse_Progress{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeSessionResponse_Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeSessionResponse_Progress) ProtoMessage() {}
+
+func (x *SubscribeSessionResponse_Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeSessionResponse_Progress.ProtoReflect.Descriptor instead.
+func (*SubscribeSessionResponse_Progress) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 4}
+}
+
+func (x *SubscribeSessionResponse_Progress) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 var File_runlane_v1_session_service_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\n" +
 	" runlane/v1/session_service.proto\x12\n" +
-	"runlane.v1\x1a\x18runlane/v1/session.proto\"\xea\x01\n" +
+	"runlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xea\x01\n" +
 	"\x14CreateSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -589,14 +1127,53 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"o\n" +
 	"\x14ListMessagesResponse\x12/\n" +
 	"\bmessages\x18\x01 \x03(\v2\x13.runlane.v1.MessageR\bmessages\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xaf\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"u\n" +
+	"\x17SubscribeSessionRequest\x12\x1f\n" +
+	"\vsession_ids\x18\x01 \x03(\tR\n" +
+	"sessionIds\x12\x18\n" +
+	"\acursors\x18\x02 \x03(\tR\acursors\x12\x1f\n" +
+	"\vwith_deltas\x18\x03 \x01(\bR\n" +
+	"withDeltas\"\x93\t\n" +
+	"\x18SubscribeSessionResponse\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12K\n" +
+	"\bsnapshot\x18\x03 \x01(\v2-.runlane.v1.SubscribeSessionResponse.SnapshotH\x00R\bsnapshot\x12N\n" +
+	"\trun_event\x18\x04 \x01(\v2/.runlane.v1.SubscribeSessionResponse.RunEventOfH\x00R\brunEvent\x12^\n" +
+	"\x0fsession_changed\x18\x05 \x01(\v23.runlane.v1.SubscribeSessionResponse.SessionChangedH\x00R\x0esessionChanged\x12X\n" +
+	"\rqueue_changed\x18\x06 \x01(\v21.runlane.v1.SubscribeSessionResponse.QueueChangedH\x00R\fqueueChanged\x12K\n" +
+	"\bprogress\x18\a \x01(\v2-.runlane.v1.SubscribeSessionResponse.ProgressH\x00R\bprogress\x1a\xc6\x02\n" +
+	"\bSnapshot\x12-\n" +
+	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\x12.\n" +
+	"\n" +
+	"active_run\x18\x02 \x01(\v2\x0f.runlane.v1.RunR\tactiveRun\x12,\n" +
+	"\x06output\x18\x03 \x03(\v2\x14.runlane.v1.RunEventR\x06output\x12%\n" +
+	"\x05queue\x18\x04 \x03(\v2\x0f.runlane.v1.RunR\x05queue\x12?\n" +
+	"\x0einput_requests\x18\x05 \x03(\v2\x18.runlane.v1.InputRequestR\rinputRequests\x12\x1c\n" +
+	"\tcontinues\x18\x06 \x01(\bR\tcontinues\x12'\n" +
+	"\x06folded\x18\a \x03(\v2\x0f.runlane.v1.RunR\x06folded\x1aO\n" +
+	"\n" +
+	"RunEventOf\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12*\n" +
+	"\x05event\x18\x02 \x01(\v2\x14.runlane.v1.RunEventR\x05event\x1ao\n" +
+	"\x0eSessionChanged\x12-\n" +
+	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\x12.\n" +
+	"\n" +
+	"active_run\x18\x02 \x01(\v2\x0f.runlane.v1.RunR\tactiveRun\x1aL\n" +
+	"\fQueueChanged\x12\x17\n" +
+	"\arun_ids\x18\x01 \x03(\tR\x06runIds\x12#\n" +
+	"\x04runs\x18\x02 \x03(\v2\x0f.runlane.v1.RunR\x04runs\x1a:\n" +
+	"\bProgress\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04timeB\a\n" +
+	"\x05event2\x90\x04\n" +
 	"\x0eSessionService\x12T\n" +
 	"\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12K\n" +
 	"\n" +
 	"GetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12Q\n" +
 	"\fListSessions\x12\x1f.runlane.v1.ListSessionsRequest\x1a .runlane.v1.ListSessionsResponse\x12T\n" +
 	"\rDeleteSession\x12 .runlane.v1.DeleteSessionRequest\x1a!.runlane.v1.DeleteSessionResponse\x12Q\n" +
-	"\fListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\fListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponse\x12_\n" +
+	"\x10SubscribeSession\x12#.runlane.v1.SubscribeSessionRequest\x1a$.runlane.v1.SubscribeSessionResponse0\x01B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_session_service_proto_rawDescOnce sync.Once
@@ -610,43 +1187,72 @@ func file_runlane_v1_session_service_proto_rawDescGZIP() []byte {
 	return file_runlane_v1_session_service_proto_rawDescData
 }
 
-var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_runlane_v1_session_service_proto_goTypes = []any{
-	(*CreateSessionRequest)(nil),  // 0: runlane.v1.CreateSessionRequest
-	(*CreateSessionResponse)(nil), // 1: runlane.v1.CreateSessionResponse
-	(*GetSessionRequest)(nil),     // 2: runlane.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),    // 3: runlane.v1.GetSessionResponse
-	(*ListSessionsRequest)(nil),   // 4: runlane.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 5: runlane.v1.ListSessionsResponse
-	(*DeleteSessionRequest)(nil),  // 6: runlane.v1.DeleteSessionRequest
-	(*DeleteSessionResponse)(nil), // 7: runlane.v1.DeleteSessionResponse
-	(*ListMessagesRequest)(nil),   // 8: runlane.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),  // 9: runlane.v1.ListMessagesResponse
-	nil,                           // 10: runlane.v1.CreateSessionRequest.MetadataEntry
-	(*Session)(nil),               // 11: runlane.v1.Session
-	(*Message)(nil),               // 12: runlane.v1.Message
+	(*CreateSessionRequest)(nil),                    // 0: runlane.v1.CreateSessionRequest
+	(*CreateSessionResponse)(nil),                   // 1: runlane.v1.CreateSessionResponse
+	(*GetSessionRequest)(nil),                       // 2: runlane.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),                      // 3: runlane.v1.GetSessionResponse
+	(*ListSessionsRequest)(nil),                     // 4: runlane.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),                    // 5: runlane.v1.ListSessionsResponse
+	(*DeleteSessionRequest)(nil),                    // 6: runlane.v1.DeleteSessionRequest
+	(*DeleteSessionResponse)(nil),                   // 7: runlane.v1.DeleteSessionResponse
+	(*ListMessagesRequest)(nil),                     // 8: runlane.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),                    // 9: runlane.v1.ListMessagesResponse
+	(*SubscribeSessionRequest)(nil),                 // 10: runlane.v1.SubscribeSessionRequest
+	(*SubscribeSessionResponse)(nil),                // 11: runlane.v1.SubscribeSessionResponse
+	nil,                                             // 12: runlane.v1.CreateSessionRequest.MetadataEntry
+	(*SubscribeSessionResponse_Snapshot)(nil),       // 13: runlane.v1.SubscribeSessionResponse.Snapshot
+	(*SubscribeSessionResponse_RunEventOf)(nil),     // 14: runlane.v1.SubscribeSessionResponse.RunEventOf
+	(*SubscribeSessionResponse_SessionChanged)(nil), // 15: runlane.v1.SubscribeSessionResponse.SessionChanged
+	(*SubscribeSessionResponse_QueueChanged)(nil),   // 16: runlane.v1.SubscribeSessionResponse.QueueChanged
+	(*SubscribeSessionResponse_Progress)(nil),       // 17: runlane.v1.SubscribeSessionResponse.Progress
+	(*Session)(nil),                                 // 18: runlane.v1.Session
+	(*Message)(nil),                                 // 19: runlane.v1.Message
+	(*Run)(nil),                                     // 20: runlane.v1.Run
+	(*RunEvent)(nil),                                // 21: runlane.v1.RunEvent
+	(*InputRequest)(nil),                            // 22: runlane.v1.InputRequest
+	(*timestamppb.Timestamp)(nil),                   // 23: google.protobuf.Timestamp
 }
 var file_runlane_v1_session_service_proto_depIdxs = []int32{
-	10, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
-	11, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
-	11, // 2: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
-	11, // 3: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
-	12, // 4: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
-	0,  // 5: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
-	2,  // 6: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
-	4,  // 7: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
-	6,  // 8: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
-	8,  // 9: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
-	1,  // 10: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
-	3,  // 11: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
-	5,  // 12: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
-	7,  // 13: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
-	9,  // 14: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	12, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
+	18, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
+	18, // 2: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
+	18, // 3: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
+	19, // 4: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
+	13, // 5: runlane.v1.SubscribeSessionResponse.snapshot:type_name -> runlane.v1.SubscribeSessionResponse.Snapshot
+	14, // 6: runlane.v1.SubscribeSessionResponse.run_event:type_name -> runlane.v1.SubscribeSessionResponse.RunEventOf
+	15, // 7: runlane.v1.SubscribeSessionResponse.session_changed:type_name -> runlane.v1.SubscribeSessionResponse.SessionChanged
+	16, // 8: runlane.v1.SubscribeSessionResponse.queue_changed:type_name -> runlane.v1.SubscribeSessionResponse.QueueChanged
+	17, // 9: runlane.v1.SubscribeSessionResponse.progress:type_name -> runlane.v1.SubscribeSessionResponse.Progress
+	18, // 10: runlane.v1.SubscribeSessionResponse.Snapshot.session:type_name -> runlane.v1.Session
+	20, // 11: runlane.v1.SubscribeSessionResponse.Snapshot.active_run:type_name -> runlane.v1.Run
+	21, // 12: runlane.v1.SubscribeSessionResponse.Snapshot.output:type_name -> runlane.v1.RunEvent
+	20, // 13: runlane.v1.SubscribeSessionResponse.Snapshot.queue:type_name -> runlane.v1.Run
+	22, // 14: runlane.v1.SubscribeSessionResponse.Snapshot.input_requests:type_name -> runlane.v1.InputRequest
+	20, // 15: runlane.v1.SubscribeSessionResponse.Snapshot.folded:type_name -> runlane.v1.Run
+	21, // 16: runlane.v1.SubscribeSessionResponse.RunEventOf.event:type_name -> runlane.v1.RunEvent
+	18, // 17: runlane.v1.SubscribeSessionResponse.SessionChanged.session:type_name -> runlane.v1.Session
+	20, // 18: runlane.v1.SubscribeSessionResponse.SessionChanged.active_run:type_name -> runlane.v1.Run
+	20, // 19: runlane.v1.SubscribeSessionResponse.QueueChanged.runs:type_name -> runlane.v1.Run
+	23, // 20: runlane.v1.SubscribeSessionResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	0,  // 21: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
+	2,  // 22: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
+	4,  // 23: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
+	6,  // 24: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
+	8,  // 25: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
+	10, // 26: runlane.v1.SessionService.SubscribeSession:input_type -> runlane.v1.SubscribeSessionRequest
+	1,  // 27: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
+	3,  // 28: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
+	5,  // 29: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
+	7,  // 30: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
+	9,  // 31: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
+	11, // 32: runlane.v1.SessionService.SubscribeSession:output_type -> runlane.v1.SubscribeSessionResponse
+	27, // [27:33] is the sub-list for method output_type
+	21, // [21:27] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_session_service_proto_init() }
@@ -654,14 +1260,23 @@ func file_runlane_v1_session_service_proto_init() {
 	if File_runlane_v1_session_service_proto != nil {
 		return
 	}
+	file_runlane_v1_input_proto_init()
+	file_runlane_v1_run_proto_init()
 	file_runlane_v1_session_proto_init()
+	file_runlane_v1_session_service_proto_msgTypes[11].OneofWrappers = []any{
+		(*SubscribeSessionResponse_Snapshot_)(nil),
+		(*SubscribeSessionResponse_RunEvent)(nil),
+		(*SubscribeSessionResponse_SessionChanged_)(nil),
+		(*SubscribeSessionResponse_QueueChanged_)(nil),
+		(*SubscribeSessionResponse_Progress_)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_session_service_proto_rawDesc), len(file_runlane_v1_session_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,11 +19,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SessionService_CreateSession_FullMethodName = "/runlane.v1.SessionService/CreateSession"
-	SessionService_GetSession_FullMethodName    = "/runlane.v1.SessionService/GetSession"
-	SessionService_ListSessions_FullMethodName  = "/runlane.v1.SessionService/ListSessions"
-	SessionService_DeleteSession_FullMethodName = "/runlane.v1.SessionService/DeleteSession"
-	SessionService_ListMessages_FullMethodName  = "/runlane.v1.SessionService/ListMessages"
+	SessionService_CreateSession_FullMethodName    = "/runlane.v1.SessionService/CreateSession"
+	SessionService_GetSession_FullMethodName       = "/runlane.v1.SessionService/GetSession"
+	SessionService_ListSessions_FullMethodName     = "/runlane.v1.SessionService/ListSessions"
+	SessionService_DeleteSession_FullMethodName    = "/runlane.v1.SessionService/DeleteSession"
+	SessionService_ListMessages_FullMethodName     = "/runlane.v1.SessionService/ListMessages"
+	SessionService_SubscribeSession_FullMethodName = "/runlane.v1.SessionService/SubscribeSession"
 )
 
 // SessionServiceClient is the client API for SessionService service.
@@ -43,6 +44,11 @@ type SessionServiceClient interface {
 	DeleteSession(ctx context.Context, in *DeleteSessionRequest, opts ...grpc.CallOption) (*DeleteSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(ctx context.Context, in *ListMessagesRequest, opts ...grpc.CallOption) (*ListMessagesResponse, error)
+	// Streams sessions: of each a snapshot, then everything that happens after exactly its position,
+	// once. The stream has no end. To resume it, send the latest cursor of each session; a session
+	// without one begins with a snapshot. A session that does not exist begins with an empty snapshot,
+	// and session_changed reports its creation.
+	SubscribeSession(ctx context.Context, in *SubscribeSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SubscribeSessionResponse], error)
 }
 
 type sessionServiceClient struct {
@@ -103,6 +109,25 @@ func (c *sessionServiceClient) ListMessages(ctx context.Context, in *ListMessage
 	return out, nil
 }
 
+func (c *sessionServiceClient) SubscribeSession(ctx context.Context, in *SubscribeSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SubscribeSessionResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SessionService_ServiceDesc.Streams[0], SessionService_SubscribeSession_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SubscribeSessionRequest, SubscribeSessionResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_SubscribeSessionClient = grpc.ServerStreamingClient[SubscribeSessionResponse]
+
 // SessionServiceServer is the server API for SessionService service.
 // All implementations must embed UnimplementedSessionServiceServer
 // for forward compatibility.
@@ -120,6 +145,11 @@ type SessionServiceServer interface {
 	DeleteSession(context.Context, *DeleteSessionRequest) (*DeleteSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(context.Context, *ListMessagesRequest) (*ListMessagesResponse, error)
+	// Streams sessions: of each a snapshot, then everything that happens after exactly its position,
+	// once. The stream has no end. To resume it, send the latest cursor of each session; a session
+	// without one begins with a snapshot. A session that does not exist begins with an empty snapshot,
+	// and session_changed reports its creation.
+	SubscribeSession(*SubscribeSessionRequest, grpc.ServerStreamingServer[SubscribeSessionResponse]) error
 	mustEmbedUnimplementedSessionServiceServer()
 }
 
@@ -144,6 +174,9 @@ func (UnimplementedSessionServiceServer) DeleteSession(context.Context, *DeleteS
 }
 func (UnimplementedSessionServiceServer) ListMessages(context.Context, *ListMessagesRequest) (*ListMessagesResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListMessages not implemented")
+}
+func (UnimplementedSessionServiceServer) SubscribeSession(*SubscribeSessionRequest, grpc.ServerStreamingServer[SubscribeSessionResponse]) error {
+	return status.Errorf(codes.Unimplemented, "method SubscribeSession not implemented")
 }
 func (UnimplementedSessionServiceServer) mustEmbedUnimplementedSessionServiceServer() {}
 func (UnimplementedSessionServiceServer) testEmbeddedByValue()                        {}
@@ -256,6 +289,17 @@ func _SessionService_ListMessages_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SessionService_SubscribeSession_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SubscribeSessionRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SessionServiceServer).SubscribeSession(m, &grpc.GenericServerStream[SubscribeSessionRequest, SubscribeSessionResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SessionService_SubscribeSessionServer = grpc.ServerStreamingServer[SubscribeSessionResponse]
+
 // SessionService_ServiceDesc is the grpc.ServiceDesc for SessionService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -284,6 +328,12 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _SessionService_ListMessages_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "SubscribeSession",
+			Handler:       _SessionService_SubscribeSession_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "runlane/v1/session_service.proto",
 }

@@ -83,10 +83,14 @@ class Program:
             raise
 
     async def started(self) -> int:
-        """Waits until the program runs; returns its process id. Raises OSError."""
+        """Waits until the program runs; returns its process id. Raises OSError if it does not run,
+        and ProgramLost if it may have run."""
         await asyncio.wait({self._launcher}, timeout=GUARDIAN_TIMEOUT)
         if not self._launcher.done():
             self._guardian.stop()  # it was stopped, or is stuck
+            # Now it is certain whether there is a launcher, which would start the program.
+            await asyncio.wait({self._launcher}, timeout=_KILL_TIMEOUT)
+        if not self._launcher.done():
             raise OSError(errno.EAGAIN, "the guardian process does not answer")
         await asyncio.wait({self._started}, timeout=START_TIMEOUT)
         if not self._started.done():
@@ -353,8 +357,14 @@ class Program:
         if not self._launcher.done():
             self._launcher.set_result(0)
         if not self._started.done():
-            # EAGAIN: the guardian was killed, or had too many open files.
-            self._started.set_exception(OSError(errno.EAGAIN, "the launcher did not start"))
+            # With a launcher that could not report it any more, the program may have started. It
+            # may even have killed the launcher, and must not be started twice.
+            self._started.set_exception(
+                ProgramLost()
+                if self._launcher.result()
+                # EAGAIN: the guardian was killed, or had too many open files.
+                else OSError(errno.EAGAIN, "the launcher did not start")
+            )
         if not self._exit.done():
             self._exit.set_result(None)
         self._on_gone()

@@ -50,6 +50,8 @@ START_BACKOFF = (0.1, 0.2, 0.5, 1.0)
 START_PATIENCE = 10.0
 """Seconds after which a run whose program cannot be started fails."""
 
+_LOST = "the process that watches the command was killed"
+
 _SCARCE = frozenset(
     {
         *(errno.EAGAIN, errno.EMFILE, errno.ENFILE),
@@ -166,6 +168,8 @@ class Programs:
                     message = f"cannot start {self.argv[0]}: {exc.strerror}"
                     raise AgentError(message, reason=COMMAND_FAILED) from exc
                 log.warning("program not started", error=exc.strerror, retry_in_s=delay)
+            except ProgramLost as exc:
+                raise AgentError(_LOST, reason=COMMAND_FAILED) from exc
             await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
@@ -225,8 +229,7 @@ async def exit_code(program: Program) -> int:
     try:
         return await program.exit_code()
     except ProgramLost as exc:
-        message = "the process that watches the command was killed"
-        raise AgentError(message, reason=COMMAND_FAILED) from exc
+        raise AgentError(_LOST, reason=COMMAND_FAILED) from exc
 
 
 def split_argv(text: str, kind: str = "command") -> list[str]:

@@ -57,6 +57,7 @@ def ask(
     *,
     at: Micros,
     events: int,
+    number: int,
     resumable: bool = False,
     park: Park | None = None,
     tail: tuple[EventBody, ...] = (),
@@ -67,13 +68,16 @@ def ask(
     Replies with the id of the request for each question: another one if a request with its key is
     pending or was closed meanwhile, as nobody is asked twice (R44). Replies with nothing if the run
     is about to end: a cancel covers it, or a request has expired. `tail` are the last events of an
-    agent that parks, and `content` is its output. Raises InputLimit, and IllegalCommand if the
-    attempt is not the active one.
+    agent that parks, and `content` is its output. `number` is one more than the `asks` of the run
+    that the supervisor knows: an ask that it repeats because the store did not confirm it changes
+    nothing. Raises InputLimit, and IllegalCommand if the attempt is not the active one.
     """
     active = the_active(lane, run_id, attempt)
     edit = Edit(lane, at)
     if active.state not in AT_WORK or active.asking.expired:
         return edit.done(reply=())
+    if active.asking.asks >= number:
+        return edit.done(reply=tuple(request.input_request_id for request in requests))
     closed = {key: closed_id for _, closed_id, key in active.asking.late}
     count(edit, active, events)
     names = _add_requests(edit, requests, closed, resumable=resumable, park=park, tail=tail)
@@ -157,7 +161,10 @@ def _add_requests(
     if (asked or park) and run.state is RunState.ACTIVE:
         run = advance(run, Trigger.ASK)
     after = before._replace(
-        pending=tuple(held.values()), asked=before.asked + len(new), resumable=resumable
+        pending=tuple(held.values()),
+        asked=before.asked + len(new),
+        asks=before.asks + 1,
+        resumable=resumable,
     )
     if park is not None:
         after = after._replace(parked=True, used=park.used, checkpoint=park.checkpoint)

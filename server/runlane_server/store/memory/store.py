@@ -43,12 +43,14 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.corrupt import corrupt_complete
-from runlane_server.store.fanout import publish_completes, publish_run_events
+from runlane_server.store.fanout import publish_completes, publish_lane, publish_run_events
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.memory.log import MemoryLog
 from runlane_server.store.memory.tables import Tables, place_of
 from runlane_server.store.memory.webhooks import MemoryWebhooks
 from runlane_server.store.paging import (
     check_not_compacted,
+    entry_size,
     event_size,
     message_size,
     messages_page,
@@ -132,6 +134,9 @@ class MemoryStore:
         tenant = transition.lane.key.tenant
         self._webhooks.note_inputs(tenant, transition.inputs, self._log.position)
         self._publish(tenant, transition.completes, transition.events)
+        version = 0 if transition.removed else transition.lane.version
+        change = LaneChange(transition.lane.key, base_version, version, transition.events)
+        publish_lane(self.listener, change)
         return transition.lane.version
 
     async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
@@ -152,9 +157,11 @@ class MemoryStore:
         ]
         self._tables.remove(key)
         self._publish(key.tenant, completes, ())
+        publish_lane(self.listener, LaneChange(key, 0, 0))
 
     async def create_session(self, session: NewSession) -> None:
         self._tables.create_session(session)
+        publish_lane(self.listener, LaneChange(session.key, 0, 1))
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         removed = self._log.remove(before, limit, keep_bytes)
@@ -162,7 +169,7 @@ class MemoryStore:
             row = self._tables.runs.get(key)
             # The id may be in use again, after the session of the removed run was deleted.
             if row and row.run.state.is_terminal and self._log.position_of(key) is None:
-                del row.events[:-1]
+                self._tables.trim(key)
         return len(removed)
 
     def _publish(
@@ -182,8 +189,7 @@ class MemoryStore:
     # Reading
 
     async def load_lane(self, key: SessionKey) -> Lane:
-        row = self._tables.sessions.get(key)
-        return Lane(key) if row is None else row.lane
+        return self._tables.lane(key)
 
     async def busy_sessions(self) -> Sequence[BusySession]:
         lanes = [row.lane for row in self._tables.sessions.values() if row.lane.is_busy]
@@ -236,6 +242,16 @@ class MemoryStore:
         page, _ = take_page(events[first:], limit=limit, max_bytes=max_bytes, size=event_size)
         check_not_compacted(page, after)
         return page
+
+    async def lane_events(
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
+    ) -> LanePage:
+        row = self._tables.sessions.get(key)
+        if row is None:
+            return LanePage()
+        first = bisect_right(row.log, after, key=lambda entry: entry.place)
+        page, _ = take_page(row.log[first:], limit=limit, max_bytes=max_bytes, size=entry_size)
+        return LanePage(tuple(page), row.log_start, row.session.created_at)
 
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
         row = self._tables.inputs.get((tenant, input_request_id))

@@ -34,6 +34,7 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.codec import encode_parts
 from runlane_server.store.inputs import input_weight
+from runlane_server.store.lane_log import LaneEntry, LanePlace, entries_of
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
 from runlane_server.store.weight import kept_weight, message_weight, run_weight, session_weight
@@ -53,7 +54,8 @@ class RunRow:
 
 @dataclass(slots=True)
 class SessionRow:
-    """A session with its lane and its transcript. `number` orders sessions by creation."""
+    """A session with its lane, its transcript, and the log of its lane after `log_start`. `number`
+    orders sessions by creation."""
 
     number: int
     session: Session
@@ -61,6 +63,8 @@ class SessionRow:
     messages: list[Message] = field(default_factory=list)
     run_ids: list[str] = field(default_factory=list)
     stored_bytes: int = 0
+    log: list[LaneEntry] = field(default_factory=list)
+    log_start: LanePlace = 0
 
 
 @dataclass(slots=True)
@@ -125,6 +129,16 @@ class Tables:
         row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
         row.stored_bytes = session_weight(new.title, new.metadata)
 
+    def lane(self, key: SessionKey) -> Lane:
+        """The lane of a session. It counts the events of the active run, as a commit may have been
+        decided before the last of them was added."""
+        row = self.sessions.get(key)
+        if row is None or row.lane.active is None:
+            return Lane(key) if row is None else row.lane
+        run_id = row.lane.active.run_id
+        events = self.runs[RunKey(key.tenant, run_id)].events
+        return _with_events(row.lane, run_id, events[-1].index)
+
     def events_size(self, key: RunKey) -> int:
         """The size in bytes of the events of a run that has ended, without its RunComplete; 0 if
         the run was removed."""
@@ -172,6 +186,19 @@ class Tables:
                 DeletedRun(key.session_id, row.run.prompt_fingerprint, row.events[-1].index),
             )
 
+    def trim(self, key: RunKey) -> None:
+        """Removes the events of a run that has ended, except for the last one, and the log of its
+        lane up to its end."""
+        row = self.runs[key]
+        del row.events[:-1]
+        session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
+        last = row.events[-1]
+        for entry in session.log:
+            if (entry.event.run_id, entry.event.index) == (last.run_id, last.index):
+                session.log_start = entry.place
+                session.log = [it for it in session.log if it.place > entry.place]
+                return
+
     def forget_deleted(self, before: Micros, limit: int) -> int:
         """Forgets the runs that were deleted before a time."""
         old = [key for key, (at, _) in self.deleted.items() if at < before][:limit]
@@ -202,6 +229,7 @@ class Tables:
             self._change_run(row, change)
         for event in transition.events:
             self.runs[RunKey(lane.key.tenant, event.run_id)].events.append(event)
+        row.log += entries_of(lane.version, transition.events)
         row.stored_bytes += input_weight(transition.inputs)
         for input_change in transition.inputs:
             self._change_input(lane.key.tenant, input_change)

@@ -91,6 +91,12 @@ class PostgresCluster:
             for row in rows
         }
 
+    async def lane_versions(self, keys: Collection[SessionKey]) -> Mapping[SessionKey, int]:
+        tenants = [escape(key.tenant) for key in keys]
+        session_ids = [escape(key.session_id) for key in keys]
+        rows = await self._rows("lane_versions", tenants, session_ids)
+        return {key_of(row): row["version"] for row in rows}
+
     # Work
 
     async def lost_runs(self, limit: int, node_id: str = "") -> Sequence[HostedRun]:

@@ -26,6 +26,7 @@ from runlane_server.store.base import (
 from runlane_server.store.fanout import (
     observe_commit,
     observe_unconfirmed,
+    publish_lane,
     publish_run_events,
 )
 from runlane_server.store.postgres.connection import (
@@ -218,6 +219,7 @@ class Committer:
         listener = self._listener()
         for unit in units:
             publish_run_events(listener, unit.tenant, unit.events)
+            publish_lane(listener, unit.committed_change)
         for unit in units:
             _resolve(unit, None)
 

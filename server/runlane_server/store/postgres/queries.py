@@ -30,9 +30,11 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.inputs import decode_asking
+from runlane_server.store.lane_log import LaneEntry, LanePage
 from runlane_server.store.paging import (
     check_not_compacted,
     complete_size,
+    entry_size,
     event_size,
     message_size,
     messages_page,
@@ -44,6 +46,7 @@ from runlane_server.store.records import (
     answer_from,
     assemble_lane,
     deleted_run_from,
+    entry_from,
     event_from,
     lane_from,
     logged_from,
@@ -221,6 +224,22 @@ def run_events(
     page, _ = _page(rows, decode, limit=limit, max_bytes=max_bytes, size=event_size)
     check_not_compacted(page, after)
     return page
+
+
+def lane_page(
+    key: SessionKey, rows: Records, ends: Mapping[str, RunComplete], *, max_bytes: int
+) -> LanePage:
+    """The events of a session after a place. `ends` has the runs whose end is among them."""
+
+    def decode(row: Record) -> LaneEntry:
+        run_key = RunKey(key.tenant, unescape(row["run_id"]))
+        return entry_from(row, lambda: event_from(run_key, row, lambda: ends[run_key.run_id]))
+
+    if not rows:
+        return LanePage()
+    found = [row for row in rows if row["place"] is not None]
+    page, _ = take_page(map(decode, found), limit=len(found), max_bytes=max_bytes, size=entry_size)
+    return LanePage(tuple(page), rows[0]["start"], rows[0]["created_at"])
 
 
 # --- Sessions -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from runlane_server.core.input import NO_INPUT, InputChange, InputState
@@ -40,6 +40,7 @@ from runlane_server.store.inputs import (
     encode_question,
     input_weight,
 )
+from runlane_server.store.lane_log import LaneChange, entries_of
 from runlane_server.store.postgres.text import escape
 from runlane_server.store.weight import (
     kept_weight,
@@ -67,10 +68,13 @@ PARAMETERS = (
     "closed_inputs",
     "asking_runs",
     "retried_runs",
+    "new_lane_events",
 )
-"""The parameters of `commit_with_inputs`, in order."""
+"""The parameters of `commit_in_order`, in order."""
 
-NUMBERED = frozenset({"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences"})
+NUMBERED = frozenset(
+    {"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences", "new_lane_events"}
+)
 """Rows that begin with the number of their unit, so that a refusal can name the unit."""
 
 _HOSTED = frozenset({RunState.ACTIVE, RunState.INPUT_REQUIRED, RunState.CANCELLING})
@@ -101,6 +105,15 @@ class Unit:
     events: Sequence[RunEvent] = ()
     size: int = 0
     versions_skipped: int = 0
+    lane_change: LaneChange | None = None
+
+    @property
+    def committed_change(self) -> LaneChange | None:
+        """The change of the lane at the version that it got."""
+        change, skipped = self.lane_change, self.versions_skipped
+        if change is None or not skipped:
+            return change
+        return replace(change, version=change.version + skipped)
 
     @property
     def is_logged(self) -> bool:
@@ -137,6 +150,12 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
         completes=completes,
         events=transition.events,
         size=_size(rows),
+        lane_change=LaneChange(
+            key,
+            base_version,
+            0 if transition.removed else transition.lane.version,
+            transition.events,
+        ),
     )
 
 
@@ -156,6 +175,7 @@ def discard_unit(
         changed=frozenset(complete.run_id for complete in completes),
         completes=tuple(completes),
         size=_size(rows),
+        lane_change=LaneChange(key, 0, 0),
     )
 
 
@@ -189,7 +209,15 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
         encode_metadata(session.metadata),
     )
     rows: dict[str, list[Row]] = {"new_lanes": [row]}
-    return Unit(session.key.tenant, rows, future, lane=session.key, created=True, size=_size(rows))
+    return Unit(
+        session.key.tenant,
+        rows,
+        future,
+        lane=session.key,
+        created=True,
+        size=_size(rows),
+        lane_change=LaneChange(session.key, 0, 1),
+    )
 
 
 def _change(
@@ -228,6 +256,16 @@ def _change(
         rows["changed_lanes"] = [(base_version, *lane)]
     if transition.events:
         rows["new_run_events"] = [_event_row(tenant, event) for event in transition.events]
+        rows["new_lane_events"] = [
+            (
+                entry.place,
+                entry.event.index,
+                escape(tenant),
+                escape(session_id),
+                escape(entry.event.run_id),
+            )
+            for entry in entries_of(transition.lane.version, transition.events)
+        ]
     return rows
 
 

@@ -23,6 +23,7 @@ from runlane_server.core.model import (
     Part,
     Prompt,
     Run,
+    RunComplete,
     RunEvent,
     RunKey,
     RunState,
@@ -50,6 +51,7 @@ from runlane_server.store.batching import encoded
 from runlane_server.store.codec import RUN_COMPLETE, encode_part
 from runlane_server.store.compaction import largest_log
 from runlane_server.store.inputs import due_inputs, input_from, inputs_page
+from runlane_server.store.lane_log import LanePage, LanePlace
 from runlane_server.store.postgres import queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
 from runlane_server.store.postgres.database import Database
@@ -174,7 +176,7 @@ class PostgresStore:
             connector, log, notifier, lambda: self.listener, lambda: self.write_observer
         )
         closing.push_async_callback(writer.close)
-        webhooks = PostgresWebhooks(pool)
+        webhooks = PostgresWebhooks(pool, cluster_pool)
         return _OpenParts(opened.store_id, pool, log, notifier, writer, cluster, webhooks)
 
     async def __aexit__(
@@ -334,6 +336,22 @@ class PostgresStore:
                 return []  # its session was removed in the meantime
             end = run.complete
         return queries.run_events(key, rows, end, after=after, limit=limit, max_bytes=max_bytes)
+
+    async def lane_events(
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
+    ) -> LanePage:
+        """See `base.Store`. One more round trip for each run that ended."""
+        rows = await self._rows(
+            "lane_events", *_escaped(key), after, limit, max_bytes + queries.SLACK_BYTES
+        )
+        ends: dict[str, RunComplete] = {}
+        for row in rows:
+            if row["kind"] == RUN_COMPLETE:
+                run = await self.get_run(RunKey(key.tenant, unescape(row["run_id"])))
+                if run is None or run.complete is None:
+                    return LanePage()  # its session was removed in the meantime
+                ends[run.run_id] = run.complete
+        return queries.lane_page(key, rows, ends, max_bytes=max_bytes)
 
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
         row = await self._row("input", escape(tenant), escape(input_request_id))

@@ -28,10 +28,14 @@ from runlane_server.store.webhooks import (
 
 
 class PostgresWebhooks:
-    """See `webhooks.WebhookStore`. One round trip each. Every statement may be repeated."""
+    """See `webhooks.WebhookStore`. One round trip each. Every statement may be repeated.
 
-    def __init__(self, pool: Pool) -> None:
+    Leases go over `relaxed`, whose commits do not wait for the disk.
+    """
+
+    def __init__(self, pool: Pool, relaxed: Pool) -> None:
         self._pool = pool
+        self._relaxed = relaxed
 
     async def create(self, webhook: Webhook) -> None:
         numbers = webhook.revision, webhook.fence, webhook.created_at, webhook.updated_at
@@ -72,17 +76,18 @@ class PostgresWebhooks:
 
     async def lease(self, node_id: str, seconds: float, limit: int) -> Sequence[Lease]:
         duration = timedelta(seconds=seconds)
+        rows = await self._relaxed.fetch(SQL["lease_webhooks"], escape(node_id), duration, limit)
         return [
             Lease(
                 WebhookKey(unescape(row["tenant"]), unescape(row["webhook_id"])),
                 row["revision"],
                 row["fence"],
             )
-            for row in await self._rows("lease_webhooks", escape(node_id), duration, limit)
+            for row in rows
         ]
 
     async def release(self, node_id: str) -> None:
-        await self._rows("release_webhooks", escape(node_id))
+        await self._relaxed.fetch(SQL["release_webhooks"], escape(node_id))
 
     async def save(self, key: WebhookKey, fence: int, progress: Progress) -> bool:
         text = encode_progress(progress)

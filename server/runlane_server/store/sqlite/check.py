@@ -24,6 +24,7 @@ from runlane_server.store.records import (
 from runlane_server.store.sqlfiles import statements
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.connection import any_text, as_is
+from runlane_server.store.sqlite.names import unsound_names
 from runlane_server.store.sqlite.snapshot import snapshot_of
 
 CHECKS = statements("sqlite", "checks")
@@ -45,7 +46,7 @@ def check(path: Path) -> Findings:
         db.row_factory = sqlite3.Row
         db.text_factory = any_text
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        problems = [*_integrity(db), *_records(db)]
+        problems = [*_integrity(db), *_names(db), *_records(db)]
         for name, sql in CHECKS.items():
             problems += _run(db, name, sql)
         problems = [line.encode(errors="replace").decode() for line in problems]
@@ -63,13 +64,21 @@ def _integrity(db: sqlite3.Connection) -> Iterator[str]:
             yield " ".join(line.split())
 
 
+def _names(db: sqlite3.Connection) -> Iterator[str]:
+    try:
+        yield from first_lines("names", unsound_names(db))
+    except sqlite3.Error as error:
+        yield f"names: {error}"
+
+
 def _records(db: sqlite3.Connection) -> Iterator[str]:
     """Reads every row as the server does."""
     for table, read in READS.items():
         with collecting() as lines:
             try:
                 for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608 - a constant
-                    with suppress(CorruptRecord):  # it is collected
+                    # It is collected, or was found as a name that is not UTF-8.
+                    with suppress(CorruptRecord, UnicodeEncodeError):
                         read(db, row)
             except sqlite3.Error as error:
                 lines.append(f"{table}: {error}")

@@ -83,12 +83,21 @@ class _Step:
         removed = max(0, log_bytes - _number(row["compacted_bytes"]))
         where = {"position": row["position"]}
         self._db.execute(SQL["set_tenant_compacted"], {**where, "bytes": log_bytes})
+        self._trim_lane(row["position"])
         self._db.execute(SQL["delete_event"], where)
         self.compacted[row["tenant"]] = row["position"]
         self.events += 1
         self._rows += 1
         self._bytes += removed
         return removed
+
+    def _trim_lane(self, position: int) -> None:
+        """Removes the log of a lane up to the end of the run that ended at a position."""
+        end = self._db.execute(SQL["end_in_lane"], {"position": position}).fetchone()
+        if end is not None:
+            where = {"position": position, "place": end["place"]}
+            self._db.execute(SQL["trim_lane_events"], where)
+            self._db.execute(SQL["mark_lane_start"], where)
 
     @property
     def _is_full(self) -> bool:

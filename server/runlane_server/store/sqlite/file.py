@@ -54,7 +54,9 @@ async def open_file(path: Path, closing: AsyncExitStack) -> OpenFile:
         await reader.work(make_read_only)
         store_id, position, compacted = await reader.work(_read_state)
     except sqlite3.Error as error:
-        kind = StartError if error.sqlite_errorname in _PASSING else SettingsError
+        # An error of Python's own module has no name.
+        name = getattr(error, "sqlite_errorname", "")
+        kind = StartError if name in _PASSING else SettingsError
         raise kind(f"store {path}: {error}") from error
     log.info("store opened", path=str(path), schema=version, sqlite=sqlite3.sqlite_version)
     return OpenFile(writer, reader, store_id, position, compacted)
@@ -151,7 +153,9 @@ def _read_state(db: sqlite3.Connection) -> tuple[bytes, Position, CompactedPosit
         raise StartError("store: the row 'compacted' of table meta is damaged; restore a backup")
     store_id: bytes = db.execute(SQL["store_id"]).fetchone()[0]
     last: int = db.execute(SQL["last_position"]).fetchone()[0]
+    db.text_factory = any_text  # a damaged name must not stop the start
     by_tenant = {row["tenant"]: row["compacted"] for row in db.execute(SQL["tenant_logs"])}
+    db.text_factory = str
     return store_id, max(last, compacted), CompactedPositions(by_tenant)
 
 

@@ -39,8 +39,10 @@ from runlane_server.store.base import (
 )
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.inputs import decode_asking, due_inputs, input_from, inputs_page
+from runlane_server.store.lane_log import LaneEntry, LanePage, LanePlace
 from runlane_server.store.paging import (
     check_not_compacted,
+    entry_size,
     event_size,
     message_size,
     messages_page,
@@ -55,6 +57,7 @@ from runlane_server.store.records import (
     answer_from,
     assemble_lane,
     deleted_run_from,
+    entry_from,
     event_from,
     lane_from,
     message_from,
@@ -237,6 +240,24 @@ def _run_event(db: sqlite3.Connection, key: RunKey, row: sqlite3.Row) -> RunEven
         return ended.complete
 
     return event_from(key, row, complete)
+
+
+def lane_events(
+    db: sqlite3.Connection, key: SessionKey, after: LanePlace, limit: int, max_bytes: int
+) -> LanePage:
+    """The events of a session after a place in the log of its lane."""
+    where = {**key._asdict(), "after": after, "limit": limit}
+    session = db.execute(SQL["lane_start"], key._asdict()).fetchone()
+    if session is None:
+        return LanePage()
+
+    def entry(row: sqlite3.Row) -> LaneEntry:
+        run_key = RunKey(key.tenant, row["run_id"])
+        return entry_from(row, lambda: _run_event(db, run_key, row))
+
+    rows = db.execute(SQL["lane_events"], where)
+    page, _ = take_page(map(entry, rows), limit=limit, max_bytes=max_bytes, size=entry_size)
+    return LanePage(tuple(page), session["start"] or 0, session["created_at"])
 
 
 # --- Input requests -----------------------------------------------------------------------------

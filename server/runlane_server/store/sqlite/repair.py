@@ -28,6 +28,7 @@ from runlane_server.store.sqlite.check import READS
 from runlane_server.store.sqlite.connection import any_text
 from runlane_server.store.sqlite.file import check_ours
 from runlane_server.store.sqlite.lock import FileLock
+from runlane_server.store.sqlite.names import replace_names
 from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.store.sqlite.transaction import SQL
 
@@ -61,15 +62,15 @@ def _replace(path: Path) -> tuple[list[str], list[SessionKey]]:
             check_ours(db, path)
             db.execute("PRAGMA synchronous = FULL")
             db.execute("BEGIN IMMEDIATE")
+            renamed = replace_names(db)
             sessions = sorted(set(_damaged_sessions(db)))
             lines = [
-                line
+                replace(db, row)
                 for table, replace in _REPLACE.items()
                 for row in _damaged(db, table)
-                if (line := _try(replace, db, row))
             ]
             db.execute("COMMIT")
-            return lines, sessions
+            return [*renamed, *lines], sessions
     finally:
         lock.release()
 
@@ -86,16 +87,6 @@ def _damaged_sessions(db: sqlite3.Connection) -> Iterator[SessionKey]:
             yield SessionKey(row["tenant"], row["session_id"])
 
 
-def _try(
-    replace: Callable[[sqlite3.Connection, Any], str], db: sqlite3.Connection, row: Any
-) -> str:
-    """Replaces a record; returns nothing if its key is damaged, so that it cannot be named."""
-    try:
-        return replace(db, row)
-    except UnicodeEncodeError:
-        return ""
-
-
 def _message(db: sqlite3.Connection, row: Any) -> str:
     place = (row["tenant"], row["session_id"], row["turn"], row["ordinal"])
     db.execute(
@@ -109,7 +100,8 @@ def _message(db: sqlite3.Connection, row: Any) -> str:
 
 def _run_event(db: sqlite3.Connection, row: Any) -> str:
     key = (row["tenant"], row["run_id"], row["idx"])
-    is_end = db.execute(SQL["is_end"], key).fetchone()[0]
+    named = dict(zip(("tenant", "run_id", "idx"), key, strict=True))
+    is_end = db.execute(SQL["is_end"], named).fetchone()[0]
     kind, body = (RUN_COMPLETE, None) if is_end else (CORRUPT_KIND, EMPTY_BODY)
     db.execute(
         "UPDATE run_events SET at = ?, kind = ?, body = ?"

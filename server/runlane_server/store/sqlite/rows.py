@@ -41,6 +41,7 @@ from runlane_server.store.inputs import (
     encode_question,
     input_weight,
 )
+from runlane_server.store.lane_log import LaneChange, entries_of
 from runlane_server.store.weight import (
     kept_weight,
     logged_event_weight,
@@ -98,6 +99,7 @@ class Unit:
     logged: Sequence[Row] = ()
     inputs: Sequence[Row] = ()
     events: Sequence[RunEvent] = ()
+    lane_change: LaneChange | None = None
     first_position: int = field(default=0)
     size: int = 0
 
@@ -130,6 +132,12 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
         logged=[_log_row(key, complete) for complete in completes],
         inputs=_new_inputs(key, transition.inputs),
         events=transition.events,
+        lane_change=LaneChange(
+            key,
+            base_version,
+            0 if transition.removed else transition.lane.version,
+            transition.events,
+        ),
         size=sum([len(row[-1] or "") for row in rows.get("insert_message", ())]),
     )
 
@@ -146,6 +154,7 @@ def discard_unit(key: SessionKey, completes: Sequence[RunComplete], future: Futu
         changed=[complete.run_id for complete in completes],
         completes=tuple(completes),
         logged=[_log_row(key, complete) for complete in completes],
+        lane_change=LaneChange(key, 0, 0),
     )
 
 
@@ -179,7 +188,13 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     weight = session_weight(session.title, session.metadata)
     labels = encode_metadata(session.metadata)
     row = (*session.key, session.title, labels, session.agent, weight, at, at)
-    return Unit(session.key.tenant, {"create_session": [row]}, future, lane=session.key)
+    return Unit(
+        session.key.tenant,
+        {"create_session": [row]},
+        future,
+        lane=session.key,
+        lane_change=LaneChange(session.key, 0, 1),
+    )
 
 
 def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:
@@ -194,6 +209,7 @@ def _removal(key: SessionKey, base_version: int) -> Rows:
         "delete_messages": [key],
         "delete_inputs": [key],
         "delete_run_events": [key],
+        "delete_lane_events": [key],
         "delete_attachments": [key],
         "delete_kept_parts": [key],
         "delete_prompts": [key],
@@ -225,6 +241,10 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
     if transition.events:
         rows["insert_run_event"] = [
             (*_event_values(it), key.tenant, it.run_id) for it in transition.events
+        ]
+        rows["insert_lane_event"] = [
+            (*key, entry.place, entry.event.run_id, entry.event.index)
+            for entry in entries_of(transition.lane.version, transition.events)
         ]
     return rows
 

@@ -47,6 +47,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
+from runlane_server.store.lane_log import LanePage, LanePlace
 from runlane_server.store.sqlite import log as sqlite_log
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.file import OpenFile, open_file
@@ -225,6 +226,11 @@ class SqliteStore:
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
         return await self._page(queries.run_events, key, after, limit, max_bytes)
+
+    async def lane_events(
+        self, key: SessionKey, *, after: LanePlace, limit: int, max_bytes: int
+    ) -> LanePage:
+        return await self._page(queries.lane_events, key, after, limit, max_bytes)
 
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
         return await self._look_up(queries.input_request, tenant, input_request_id)

@@ -21,6 +21,7 @@ from runlane_server.store.fanout import (
     observe_commit,
     observe_unconfirmed,
     publish_completes,
+    publish_lane,
     publish_run_events,
 )
 from runlane_server.store.sqlite import compact as sqlite_compact
@@ -164,6 +165,7 @@ class SqliteWriter:
             publish_completes(listener, logged)
         for unit in committed:
             publish_run_events(listener, unit.tenant, unit.events)
+            publish_lane(listener, unit.lane_change)
 
     def _fail(self, message: str, batch: Sequence[Pending]) -> None:
         self.failed = StoreError(message)

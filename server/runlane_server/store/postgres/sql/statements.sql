@@ -71,8 +71,8 @@ SELECT peer_key FROM store;
 
 -- name: commit_units
 SELECT refused, raised, first_position
-FROM commit_retries(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
+FROM commit_in_order(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
 );
 
 -- name: notify
@@ -238,6 +238,31 @@ SELECT idx, at, kind, body, found FROM (
     ) AS first
 ) AS sized
 WHERE before <= $5 ORDER BY idx;
+
+-- name: lane_events
+-- One row without a place if there are no such events. found, before: as with run_events.
+SELECT
+    sessions.created_at,
+    coalesce((
+        SELECT CASE WHEN first.idx = 0 THEN first.place ELSE 0 END FROM lane_events AS first
+        WHERE first.tenant = $1 AND first.session_id = $2
+        ORDER BY first.tenant, first.session_id, first.place LIMIT 1
+    ), 0) AS start,
+    place, run_id, idx, at, kind, body
+FROM sessions LEFT JOIN LATERAL (
+    SELECT *, sum(coalesce(octet_length(body), 0)) OVER (ORDER BY place)
+        - coalesce(octet_length(body), 0) AS before
+    FROM (
+        SELECT place, own.run_id, own.idx, run_events.at, run_events.kind, run_events.body
+        FROM lane_events AS own LEFT JOIN run_events
+            ON run_events.tenant = own.tenant AND run_events.run_id = own.run_id
+                AND run_events.idx = own.idx
+        WHERE own.tenant = $1 AND own.session_id = $2 AND own.place > $3 AND own.idx > 0
+        ORDER BY own.tenant, own.session_id, own.place LIMIT $4
+    ) AS page
+) AS sized ON before <= $5
+WHERE sessions.tenant = $1 AND sessions.session_id = $2
+ORDER BY place;
 
 -- Reading: input requests
 
@@ -693,6 +718,15 @@ SELECT tenant, session_id FROM claimed ORDER BY waiting_since;
 -- name: waiting_runs
 SELECT tenant, sum(waiting_runs)::bigint AS runs FROM sessions
 WHERE waiting_runs > 0 GROUP BY tenant;
+
+-- name: lane_versions
+SELECT wanted.tenant, wanted.session_id, session.version
+FROM unnest($1::text[], $2::text[]) AS wanted (tenant, session_id)
+    CROSS JOIN LATERAL (
+        SELECT version FROM sessions
+        WHERE sessions.tenant = wanted.tenant AND sessions.session_id = wanted.session_id
+        LIMIT 1
+    ) AS session;
 
 -- name: hosts
 SELECT wanted.tenant, wanted.run_id, nodes.address

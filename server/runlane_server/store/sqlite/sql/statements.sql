@@ -66,6 +66,9 @@ DELETE FROM run_events WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
 );
 
+-- name: delete_lane_events
+DELETE FROM lane_events WHERE tenant = ? AND session_id = ?;
+
 -- name: delete_attachments
 DELETE FROM attachments WHERE (tenant, run_id) IN (
     SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
@@ -149,10 +152,13 @@ INSERT INTO messages (
 INSERT INTO input_requests (
     log_position, tenant, input_request_id, session_id, run_id, key, state, requested_at,
     expires_at, closed_at, answer, question, log_number
-) VALUES (
-    ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
-    1 + coalesce((SELECT max(log_number) FROM input_requests WHERE log_position = ?1), 0)
-);
+)
+WITH one (position) AS (SELECT ?)
+SELECT
+    one.position, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1 + coalesce(
+        (SELECT max(log_number) FROM input_requests WHERE log_position = one.position), 0
+    )
+FROM one;
 
 -- name: close_input
 UPDATE input_requests SET state = ?, closed_at = ?, answer = ?
@@ -163,6 +169,9 @@ DELETE FROM input_requests WHERE tenant = ? AND session_id = ?;
 
 -- name: insert_run_event
 INSERT INTO run_events (idx, at, kind, body, tenant, run_id) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: insert_lane_event
+INSERT INTO lane_events (tenant, session_id, place, run_id, idx) VALUES (?, ?, ?, ?, ?);
 
 -- name: append_run_event
 -- The fence: it inserts nothing unless the attempt is the active one. A run that was folded into
@@ -186,17 +195,18 @@ ON CONFLICT DO UPDATE SET part = excluded.part;
 
 -- name: insert_event
 -- Without an earlier event the tenant's log begins here, or after the removed events.
-INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes) VALUES (
-    ?1, ?2, ?3, ?4, ?5, ?6,
-    ?7 + coalesce(
-        (SELECT log_bytes FROM events WHERE tenant = ?2 ORDER BY position DESC LIMIT 1),
-        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = ?2),
+INSERT INTO events (position, tenant, session_id, run_id, ended_at, body, log_bytes)
+WITH ended (position, tenant, session_id, run_id, at, body, bytes) AS (VALUES (?, ?, ?, ?, ?, ?, ?))
+SELECT
+    position, tenant, session_id, run_id, at, body, bytes + coalesce(
+        (SELECT log_bytes FROM events WHERE tenant = ended.tenant ORDER BY position DESC LIMIT 1),
+        (SELECT compacted_bytes FROM tenant_logs WHERE tenant = ended.tenant),
         0
     ) + (
         SELECT coalesce(sum(100 + coalesce(length(CAST(body AS BLOB)), 0)), 0)
-        FROM run_events WHERE tenant = ?2 AND run_id = ?4
+        FROM run_events WHERE tenant = ended.tenant AND run_id = ended.run_id
     )
-);
+FROM ended;
 
 -- Writing: webhooks
 
@@ -265,6 +275,27 @@ SELECT tenant, position, :bytes FROM events WHERE position = :position
 ON CONFLICT (tenant) DO UPDATE SET
     compacted = excluded.compacted,
     compacted_bytes = max(compacted_bytes, excluded.compacted_bytes);
+
+-- name: end_in_lane
+-- Where a run ended whose terminal event is about to be removed.
+SELECT lane_events.place FROM events
+JOIN lane_events
+    ON lane_events.tenant = events.tenant AND lane_events.session_id = events.session_id
+WHERE events.position = :position AND lane_events.run_id = events.run_id AND lane_events.idx = (
+    SELECT max(idx) FROM run_events
+    WHERE run_events.tenant = events.tenant AND run_events.run_id = events.run_id
+)
+ORDER BY lane_events.place LIMIT 1;
+
+-- name: trim_lane_events
+DELETE FROM lane_events
+WHERE (tenant, session_id) = (SELECT tenant, session_id FROM events WHERE position = :position)
+    AND place < :place;
+
+-- name: mark_lane_start
+UPDATE lane_events SET idx = 0
+WHERE (tenant, session_id) = (SELECT tenant, session_id FROM events WHERE position = :position)
+    AND place = :place;
 
 -- name: delete_event
 DELETE FROM events WHERE position = :position;
@@ -412,6 +443,24 @@ SELECT name, mime_type, content FROM attachments WHERE tenant = ? AND run_id = ?
 SELECT idx, at, kind, body FROM run_events
 WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
 ORDER BY idx LIMIT :limit;
+
+-- name: lane_start
+SELECT created_at, (
+    SELECT iif(idx = 0, place, 0) FROM lane_events
+    WHERE lane_events.tenant = sessions.tenant AND lane_events.session_id = sessions.session_id
+    ORDER BY place LIMIT 1
+) AS start
+FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
+
+-- name: lane_events
+SELECT
+    place, lane_events.run_id AS run_id, lane_events.idx AS idx, at, kind, body
+FROM lane_events LEFT JOIN run_events
+    ON run_events.tenant = lane_events.tenant AND run_events.run_id = lane_events.run_id
+        AND run_events.idx = lane_events.idx
+WHERE lane_events.tenant = :tenant AND session_id = :session_id AND place > :after
+    AND lane_events.idx > 0
+ORDER BY place LIMIT :limit;
 
 -- Reading: input requests
 
@@ -573,9 +622,8 @@ WHERE tenant = :tenant AND run_id = :run_id ORDER BY position DESC LIMIT 1;
 -- name: is_end
 -- Whether an event is the last one of a run that has ended.
 SELECT EXISTS (
-    SELECT 1 FROM runs WHERE tenant = ?1 AND run_id = ?2 AND ended_at IS NOT NULL AND ?3 = (
-        SELECT max(idx) FROM run_events WHERE tenant = ?1 AND run_id = ?2
-    )
+    SELECT 1 FROM runs WHERE tenant = :tenant AND run_id = :run_id AND ended_at IS NOT NULL
+    AND :idx = (SELECT max(idx) FROM run_events WHERE tenant = :tenant AND run_id = :run_id)
 );
 
 -- name: recount_stored_bytes

@@ -1,0 +1,159 @@
+"""`runlane follow`: prints what happens in a run or in a session, from now on."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+
+import click
+
+from runlane.cli.base import DONE, Interrupts, execute, outcome_code, stop
+from runlane.cli.command import Command
+from runlane.cli.connection import Settings
+from runlane.cli.output import field, json_line, one_line
+from runlane.cli.run_ids import find_run, find_session
+from runlane.cli.run_view import RunView
+from runlane.cli.terminal import echo
+from runlane.client import Client
+from runlane.errors import RunNotFound
+from runlane.session_stream import (
+    QueueChanged,
+    SessionChanged,
+    SessionEvent,
+    SessionRunEvent,
+    SessionSnapshot,
+    SessionStream,
+)
+from runlane.types import Run, RunComplete, Started
+
+
+@click.command(cls=Command)
+@click.option("--cursor", help="Resume a session after the cursor printed by an earlier follow.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
+@click.argument("name", metavar="RUN|SESSION")
+@click.pass_obj
+def follow(settings: Settings, cursor: str | None, as_json: bool, name: str) -> None:
+    """Print what happens in a run, until it ends, or in a session, until Ctrl-C.
+
+    Of a session, the output of the active run comes first, then everything that happens in all its
+    runs. The session need not exist yet. Resumes after a lost connection or a server restart
+    without missing an event. On exit, prints the cursor of the session on stderr.
+
+    Exit codes for a run are those of `wait`. A name of both a run and a session is taken as a run.
+    """
+    execute(settings, partial(_follow, name, cursor, as_json))
+
+
+async def _follow(name: str, cursor: str | None, as_json: bool, client: Client) -> int:
+    if cursor is None:
+        try:
+            run_id = await find_run(client, name)
+            await client.get_run(run_id)
+        except RunNotFound:
+            pass
+        else:
+            return await _follow_run(run_id, as_json, client)
+    return await _follow_session(await find_session(client, name), cursor, as_json, client)
+
+
+async def _follow_run(run_id: str, as_json: bool, client: Client) -> int:
+    with RunView(as_json=as_json) as view:
+        async with client.subscribe_run(run_id, on_lost=view.show_lost) as events:
+            async for event in events:
+                view.show(event)
+                if isinstance(event.body, RunComplete):
+                    return outcome_code(event.body)
+    return DONE
+
+
+async def _follow_session(
+    session_id: str, cursor: str | None, as_json: bool, client: Client
+) -> int:
+    view = SessionView(as_json=as_json)
+    stream = client.subscribe_session(
+        session_id,
+        cursors={} if cursor is None else {session_id: cursor},
+        on_lost=view.runs.show_lost,
+    )
+    async with AsyncExitStack() as stack:
+        # Registered first to run last, and also after an error: the cursor is needed to resume.
+        stack.callback(_print_cursor, stream, session_id)
+        interrupts = stack.enter_context(Interrupts())
+        stack.push_async_callback(stream.aclose)
+        reader = asyncio.create_task(_read(stream, view))
+        stack.push_async_callback(stop, reader)
+        interrupted = asyncio.create_task(_wait_for(interrupts.first))
+        stack.push_async_callback(stop, interrupted)
+        await asyncio.wait({reader, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+    return DONE
+
+
+def _print_cursor(stream: SessionStream, session_id: str) -> None:
+    if cursor := stream.cursors.get(session_id):
+        echo(f"resume with --cursor {cursor}", err=True)
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _read(stream: SessionStream, view: SessionView) -> None:
+    async for event in stream:
+        view.show(event)
+
+
+class SessionView:
+    """Shows a session: the text of its runs on stdout, everything else on stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self.runs = RunView(as_json=False)
+        self._prompts: dict[str, str] = {}
+        self._waiting = 0
+
+    def show(self, event: SessionEvent) -> None:
+        """Shows an event."""
+        if self._as_json:
+            echo(json_line(event))
+            return
+        match event.body:
+            case SessionSnapshot() as snapshot:
+                self._show_snapshot(snapshot)
+            case SessionRunEvent(run_id, of_run):
+                if isinstance(of_run.body, Started):
+                    self._announce(run_id)
+                self.runs.show(of_run)
+            case QueueChanged(run_ids, runs):
+                self._know(*runs)
+                self._show_waiting(len(run_ids))
+            case SessionChanged(session, active_run):
+                if active_run is not None:
+                    self._know(active_run)
+                if session is None:
+                    self._prompts.clear()
+                    self.runs.note("the session was deleted")
+
+    def _show_snapshot(self, snapshot: SessionSnapshot) -> None:
+        self._know(*snapshot.queue)
+        if snapshot.session is None:
+            self.runs.note("the session does not exist yet")
+        if snapshot.active_run is not None:
+            self._know(snapshot.active_run)
+            self._announce(snapshot.active_run.run_id)
+        for event in snapshot.output:
+            self.runs.show(event)
+        self._show_waiting(len(snapshot.queue))
+
+    def _know(self, *runs: Run) -> None:
+        for run in runs:
+            self._prompts[run.run_id] = run.prompt_excerpt
+
+    def _announce(self, run_id: str) -> None:
+        prompt = self._prompts.pop(run_id, "")
+        self.runs.note(f"run {field(run_id)} {one_line(prompt)}".rstrip())
+
+    def _show_waiting(self, waiting: int) -> None:
+        if waiting != self._waiting:
+            self._waiting = waiting
+            self.runs.note(f"waiting runs: {waiting}")

@@ -1,0 +1,162 @@
+"""The followed sessions of a node: the latest events of each, and who follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from runlane_server.core.model import Session, SessionKey
+from runlane_server.core.transition import Lane
+from runlane_server.feed.tail import TailPool
+from runlane_server.store.base import Store
+from runlane_server.store.lane_log import LaneChange, LaneEntry, LanePlace, end_of
+
+LANE_TAIL_BYTES = 16 << 20
+"""Budget of the events of followed sessions in memory, of all tenants."""
+
+PAGE_ENTRIES = 256
+
+
+class Follower(Protocol):
+    """A subscriber to a session."""
+
+    def wake(self) -> None:
+        """Reports a change of the lane."""
+
+    def end(self, left: Sequence[LaneEntry]) -> None:
+        """Reports that the session was removed; `left` are its last events, as far as known."""
+
+    @property
+    def place(self) -> LanePlace:
+        """The place up to which it has read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session and its lane at one version."""
+
+    session: Session | None
+    lane: Lane
+
+
+@dataclass(slots=True)
+class _Topic:
+    """A followed session. The tail has all events after `start` up to `version`."""
+
+    followers: dict[Follower, None] = field(default_factory=dict)
+    version: int = 0
+    start: LanePlace | None = None
+    view: SessionView | None = None
+
+
+class SessionTopics:
+    """What happens in followed sessions. Other sessions cost one look-up for each commit."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._topics: dict[SessionKey, _Topic] = {}
+        self._tails: TailPool[SessionKey, LaneEntry] = TailPool(
+            lambda key: key.tenant, budget=LANE_TAIL_BYTES, entry_weight=512
+        )
+
+    @property
+    def followers(self) -> int:
+        """The number of followers of all sessions."""
+        return sum(len(topic.followers) for topic in self._topics.values())
+
+    @property
+    def keys(self) -> Sequence[SessionKey]:
+        """The followed sessions."""
+        return tuple(self._topics)
+
+    def add(self, key: SessionKey, follower: Follower) -> None:
+        """Adds a follower."""
+        self._topics.setdefault(key, _Topic()).followers[follower] = None
+
+    def remove(self, key: SessionKey, follower: Follower) -> None:
+        """Removes a follower."""
+        topic = self._topics.get(key)
+        if topic is None:
+            return
+        topic.followers.pop(follower, None)
+        if not topic.followers:
+            del self._topics[key]
+            self._tails.drop(key)
+
+    def on_change(self, change: LaneChange) -> None:
+        """Notes a commit of this node."""
+        topic = self._topics.get(change.key)
+        if topic is None:
+            return
+        topic.view = None
+        if change.version == 0:
+            self._end(change.key, topic)
+            return
+        if topic.start is None or topic.version != change.base:
+            # Another node committed in between, or nothing was known yet.
+            self._tails.drop(change.key)
+            topic.start = end_of(change.base)
+        topic.version = change.version
+        for entry in change.entries:
+            size = len(getattr(entry.event.body, "text", ""))
+            self._tails.add(change.key, entry.place, entry, size, topic.start)
+        for follower in topic.followers:
+            follower.wake()
+
+    def on_version(self, key: SessionKey, version: int) -> None:
+        """Notes the version of a lane that other nodes change too; 0: there is no session."""
+        topic = self._topics.get(key)
+        if topic is None or (topic.version >= version > 0) or topic.version == version == 0:
+            return
+        self._tails.drop(key)
+        topic.version, topic.start, topic.view = version, None, None
+        for follower in topic.followers:
+            follower.wake()
+
+    def wake_all(self) -> None:
+        """Wakes all followers."""
+        for topic in self._topics.values():
+            for follower in topic.followers:
+                follower.wake()
+
+    def read(
+        self, key: SessionKey, after: LanePlace, version: int = 0
+    ) -> Sequence[LaneEntry] | None:
+        """The events after a place from memory; None if the store must be read.
+
+        A view of the store may be of a `version` that this node publishes a moment later.
+        """
+        topic, tail = self._topics.get(key), self._tails.get(key)
+        if topic is None or topic.start is None or after < topic.start or topic.version < version:
+            return None
+        if tail is None:
+            return ()
+        return tail.read(after, PAGE_ENTRIES) if tail.covers(after) else None
+
+    async def view(self, key: SessionKey) -> SessionView:
+        """The session and its lane. All followers share one read for each version."""
+        topic = self._topics.get(key)
+        if topic is not None and topic.view is not None:
+            return topic.view
+        version = -1 if topic is None else topic.version
+        view = await read_view(self._store, key)
+        if topic is not None and topic.version == version == view.lane.version:
+            topic.view = view
+        return view
+
+    def _end(self, key: SessionKey, topic: _Topic) -> None:
+        for follower in topic.followers:
+            follower.end(self.read(key, follower.place) or ())
+        self._tails.drop(key)
+        # The versions of the next session with this id begin here, or where it has another start.
+        topic.version, topic.start = 0, None
+
+
+async def read_view(store: Store, key: SessionKey) -> SessionView:
+    """Reads a session and its lane; both exist, or neither does."""
+    while True:
+        session = await store.get_session(key)
+        lane = await store.load_lane(key)
+        if (session is not None) == lane.exists:
+            return SessionView(session, lane)

@@ -1,0 +1,141 @@
+"""Decides which webhooks this node delivers for, and runs their deliveries.
+
+Each node leases webhooks from the store, by the store's clock, and renews the leases. A node that
+dies or loses the store stops to renew, and others take over. It notices by its own clock before
+they do. What it still writes is refused by the fence of the webhook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
+
+import structlog
+
+from runlane_server.core.errors import Draining, RunlaneError
+from runlane_server.store.base import Store
+from runlane_server.store.webhooks import START, Lease, Place, WebhookKey
+from runlane_server.webhooks.attempts import Parts
+from runlane_server.webhooks.delivery import Delivery
+
+log = structlog.get_logger()
+
+LEASE_SECONDS = 15.0
+POLL_SECONDS = 1.0
+"""Seconds between two renewals: a change on another node is noticed within this time."""
+
+SAFE_FRACTION = 0.8
+"""Fraction of the lease after which a node that could not renew it stops to deliver."""
+
+MAX_WEBHOOKS = 10_000
+"""Webhooks that one node delivers for."""
+
+RESTART_SECONDS = 1.0
+
+
+class Dispatcher:
+    """Runs the deliveries of the webhooks that this node has leased."""
+
+    def __init__(self, node_id: str, store: Store) -> None:
+        self._node_id = node_id
+        self._store = store
+        self._parts: Parts | None = None
+        self._leases: dict[WebhookKey, Lease] = {}
+        self._leased_until = float("-inf")
+        self._running: dict[WebhookKey, tuple[Lease, asyncio.Task[None]]] = {}
+        self._deliveries: dict[WebhookKey, Delivery] = {}
+        self._last_input = START
+        self._wakeup = asyncio.Event()
+
+    @property
+    def deliveries(self) -> Mapping[WebhookKey, Delivery]:
+        """The deliveries that run here."""
+        return MappingProxyType(self._deliveries)
+
+    def last_input(self) -> Place:
+        """The place of the last input request, at most `POLL_SECONDS` old."""
+        return self._last_input
+
+    def wake(self) -> None:
+        """Looks at the webhooks now: one has changed."""
+        self._wakeup.set()
+
+    async def keep_delivering(self, parts: Parts) -> None:
+        """Delivers until it is cancelled."""
+        self._parts = parts
+        try:
+            while True:
+                self._wakeup.clear()
+                try:
+                    await self._renew()
+                except RunlaneError as error:
+                    log.debug("leases of webhooks not renewed", error=error.message)
+                self._adjust()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._wakeup.wait()
+        finally:
+            await self._stop()
+
+    async def _renew(self) -> None:
+        began = time.monotonic()
+        webhooks = self._store.webhooks
+        leases = await webhooks.lease(self._node_id, LEASE_SECONDS, MAX_WEBHOOKS)
+        self._last_input = await webhooks.last_input()
+        self._leases = {lease.key: lease for lease in leases}
+        self._leased_until = began + LEASE_SECONDS * SAFE_FRACTION
+
+    def _is_leased(self) -> bool:
+        return time.monotonic() < self._leased_until
+
+    def _adjust(self) -> None:
+        """Starts and stops deliveries, as the leases say."""
+        wanted = self._leases if self._is_leased() else {}
+        for key, (lease, task) in tuple(self._running.items()):
+            if wanted.get(key) != lease:
+                task.cancel()
+        for key, lease in wanted.items():
+            if key not in self._running:
+                task = asyncio.create_task(self._deliver(lease))
+                self._running[key] = (lease, task)
+                task.add_done_callback(lambda _, key=key: self._on_done(key))  # type: ignore[misc]
+
+    def _on_done(self, key: WebhookKey) -> None:
+        del self._running[key]
+        self._deliveries.pop(key, None)
+        lease = self._leases.get(key)
+        if lease is not None:
+            self._wakeup.set()
+
+    async def _deliver(self, lease: Lease) -> None:
+        assert self._parts is not None  # noqa: S101 - set before the first lease
+        while True:
+            try:
+                webhook = await self._store.webhooks.get(lease.key)
+                if webhook is None or (webhook.revision, webhook.fence) != lease[1:]:
+                    return
+                if webhook.enabled and not webhook.progress.disabled:
+                    delivery = Delivery(webhook, self._parts, self._is_leased)
+                    self._deliveries[lease.key] = delivery
+                    await delivery.run()
+                else:
+                    await asyncio.Event().wait()  # until a caller changes it
+            except Draining:
+                await asyncio.Event().wait()
+            except RunlaneError as error:
+                log.debug("delivery interrupted", error=error.message, **lease.key._asdict())
+            except Exception:
+                log.exception("delivery failed", **lease.key._asdict())
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def _stop(self) -> None:
+        tasks = [task for _, task in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
+        with suppress(RunlaneError):
+            await self._store.webhooks.release(self._node_id)

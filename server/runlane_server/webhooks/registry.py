@@ -1,0 +1,187 @@
+"""Creates and changes webhooks. It wakes the deliveries of this node; other nodes look by
+themselves, within a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from uuid_utils import uuid7
+
+from runlane_server.core.errors import (
+    InvalidArgument,
+    QuotaExceeded,
+    Violation,
+    WebhookChanged,
+    WebhookNotFound,
+)
+from runlane_server.core.model import Micros
+from runlane_server.store.base import Page, Store
+from runlane_server.store.webhooks import Place, Progress, Webhook, WebhookFilter, WebhookKey
+from runlane_server.webhooks.destination import Destinations, Refused, Target
+from runlane_server.webhooks.dispatcher import Dispatcher
+from runlane_server.webhooks.signature import SECRET_FORM, is_secret, new_secret
+
+MAX_OF_TENANT = 100
+
+OLD_SECRET_KEPT = 86_400_000_000
+"""Microseconds for which the secret before a rotation signs too."""
+
+TRIES = 5
+"""Attempts of a change that others overtake."""
+
+
+class Webhooks:
+    """The webhooks of all tenants."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        destinations: Destinations,
+        now: Callable[[], Micros],
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._destinations = destinations
+        self._now = now
+
+    async def create(
+        self,
+        tenant: str,
+        *,
+        url: str,
+        secret: str,
+        wanted: WebhookFilter,
+        full: bool,
+        enabled: bool,
+    ) -> Webhook:
+        """Creates a webhook that delivers what happens from now on."""
+        self._check_url(url)
+        secret = self._checked_secret(secret)
+        if await self._store.webhooks.count(tenant) >= MAX_OF_TENANT:
+            raise QuotaExceeded(
+                f"tenant {tenant!r} has {MAX_OF_TENANT} webhooks already; delete one first",
+                violations=[Violation(f"tenant:{tenant}", f"at most {MAX_OF_TENANT} webhooks")],
+            )
+        await self._store.catch_up()
+        # The next request after this event is later than all that are there.
+        cursor = max(Place(self._store.position), await self._store.webhooks.last_input())
+        now = self._now()
+        webhook = Webhook(
+            WebhookKey(tenant, str(uuid7())),
+            url=url,
+            secrets=(secret,),
+            wanted=wanted,
+            full=full,
+            enabled=enabled,
+            created_at=now,
+            updated_at=now,
+            progress=Progress(cursor=cursor),
+        )
+        await self._store.webhooks.create(webhook)
+        self._dispatcher.wake()
+        return webhook
+
+    async def get(self, key: WebhookKey) -> Webhook:
+        """A webhook. Raises WebhookNotFound."""
+        webhook = await self._store.webhooks.get(key)
+        if webhook is None:
+            raise WebhookNotFound.of(key.webhook_id)
+        return self._current(webhook)
+
+    async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
+        """A page of webhooks, the latest created first."""
+        page = await self._store.webhooks.list(tenant, after=after, limit=limit)
+        return Page(tuple(map(self._current, page.items)), page.next)
+
+    def _current(self, webhook: Webhook) -> Webhook:
+        """With the progress that is not stored yet, if this node delivers."""
+        delivery = self._dispatcher.deliveries.get(webhook.key)
+        if delivery is None or delivery.webhook.fence != webhook.fence:
+            return webhook
+        return replace(webhook, progress=delivery.progress)
+
+    async def update(
+        self, key: WebhookKey, change: Callable[[Webhook], Webhook], *, revision: int | None
+    ) -> Webhook:
+        """Changes url, filter, full and enabled. Raises WebhookChanged if a revision is given and
+        is not the current one."""
+
+        def apply(webhook: Webhook) -> tuple[Webhook, bool]:
+            changed = change(webhook)
+            if changed.url != webhook.url:
+                self._check_url(changed.url)
+            restarts = changed.enabled and bool(
+                webhook.progress.disabled or changed.url != webhook.url
+            )
+            if restarts:
+                changed = replace(changed, progress=_restarted(webhook.progress))
+            return changed, restarts
+
+        return await self._change(key, apply, revision)
+
+    async def rotate(self, key: WebhookKey, secret: str, *, expire_now: bool) -> Webhook:
+        """Replaces the secret."""
+        new = self._checked_secret(secret)
+
+        def apply(webhook: Webhook) -> tuple[Webhook, bool]:
+            now = self._now()
+            if expire_now:
+                return replace(webhook, secrets=(new,), old_secret_until=None), False
+            secrets = (new, webhook.secrets[0])
+            until = now + OLD_SECRET_KEPT
+            return replace(webhook, secrets=secrets, old_secret_until=until), False
+
+        return await self._change(key, apply, None)
+
+    async def redeliver(self, key: WebhookKey, after: Place) -> Webhook:
+        """Delivers again what comes after a place."""
+
+        def apply(webhook: Webhook) -> tuple[Webhook, bool]:
+            progress = replace(_restarted(webhook.progress), cursor=after, held=())
+            return replace(webhook, progress=progress), True
+
+        return await self._change(key, apply, None)
+
+    async def delete(self, key: WebhookKey) -> None:
+        """Deletes a webhook. Raises WebhookNotFound."""
+        if not await self._store.webhooks.delete(key):
+            raise WebhookNotFound.of(key.webhook_id)
+        self._dispatcher.wake()
+
+    async def _change(
+        self,
+        key: WebhookKey,
+        apply: Callable[[Webhook], tuple[Webhook, bool]],
+        revision: int | None,
+    ) -> Webhook:
+        for _ in range(TRIES):
+            webhook = await self.get(key)
+            if revision is not None and webhook.revision != revision:
+                raise WebhookChanged.of(key.webhook_id)
+            changed, resets = apply(webhook)
+            changed = replace(changed, updated_at=max(self._now(), webhook.updated_at + 1))
+            if await self._store.webhooks.replace(changed, resets=resets):
+                self._dispatcher.wake()
+                return replace(changed, revision=changed.revision + 1)
+        raise WebhookChanged.of(key.webhook_id)
+
+    def _check_url(self, url: str) -> None:
+        try:
+            self._destinations.check_literal(Target.parse(url))
+        except (ValueError, Refused) as error:
+            raise InvalidArgument.of("url", str(error)) from error
+
+    def _checked_secret(self, secret: str) -> str:
+        if secret and not is_secret(secret):
+            raise InvalidArgument.of("secret", f"is not valid: use {SECRET_FORM}")
+        return secret or new_secret()
+
+
+def _restarted(progress: Progress) -> Progress:
+    """A progress that tries again at once."""
+    held = tuple(replace(it, failures=0, due=0) for it in progress.held)
+    return replace(
+        progress, held=held, failures=0, failing_since=None, next_attempt_at=None, disabled=""
+    )
