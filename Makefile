@@ -60,7 +60,9 @@ PROOFS := \
 	tests/store/sqlite/test_names.py \
 	tests/store/sqlite/test_planted_rows.py \
 	tests/web/test_console.py \
-	tests/web/test_console_text.py
+	tests/web/test_console_text.py \
+	tests/webhooks/test_delivery.py \
+	tests/webhooks/test_nodes.py
 
 # The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) $(addprefix --ignore=,$(PROOFS)) \

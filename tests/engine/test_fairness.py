@@ -10,7 +10,7 @@ import pytest
 from runlane_server.agents.base import AgentEvent, Report, Turn
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import NO_USAGE, Prompt, ReasoningDelta, RunState, TextDelta
-from runlane_server.engine.runner import EVENT_CHARS, SLICE_EVENTS
+from runlane_server.engine.attempt_output import EVENT_CHARS, SLICE_EVENTS
 from runlane_server.store.base import Store
 from support.node import running
 from support.staging import SECONDS

@@ -69,6 +69,17 @@ class Endpoint:
             dict.fromkeys(it["runId"] for it in found if session_id in {"", it["sessionId"]})
         )
 
+    def event_ids(self, session_id: str = "") -> list[str]:
+        """The ids of the runs and the input requests of accepted deliveries, in the same way."""
+        found = (it.data for it in self.accepted)
+        return list(
+            dict.fromkeys(
+                it.get("inputRequestId", it["runId"])
+                for it in found
+                if session_id in {"", it["sessionId"]}
+            )
+        )
+
     async def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
         """Waits for a condition that deliveries change."""
         async with asyncio.timeout(seconds):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,9 @@ from support.asking import answer, ask, question
 from support.deliveries import Node, delivering, new_node, real_time
 from support.endpoint import Delivery, Endpoint, endpoint
 from support.story import Story, request
+
+PATIENT = Schedule(delays=(0.05,) * 1_000, longest_pause=0.05)
+"""It gives up no event."""
 
 
 @dataclass
@@ -122,8 +126,7 @@ async def test_a_filter_selects(stage: Stage, name: str, monkeypatch: pytest.Mon
 
 async def test_r55_a_failing_session_holds_up_no_other(store: Store) -> None:
     """One session fails for a while; its events come late, in order; the others do not wait."""
-    patient = Schedule(delays=(0.05,) * 1_000, longest_pause=0.05)
-    async with delivering(store, schedule=patient) as node, endpoint() as served:
+    async with delivering(store, schedule=PATIENT) as node, endpoint() as served:
         await _fail_one_session(Stage(node, served))
 
 
@@ -299,8 +302,7 @@ async def test_r55_the_window_bounds_what_is_read_ahead(
 ) -> None:
     monkeypatch.setattr(delivery_module, "WINDOW", 5)
     monkeypatch.setattr(delivery_module, "MAX_HELD", 3)
-    patient = Schedule(delays=(0.1,) * 1_000, longest_pause=0.05)
-    async with delivering(store, schedule=patient) as node, endpoint() as served:
+    async with delivering(store, schedule=PATIENT) as node, endpoint() as served:
         stage = Stage(node, served)
         served.answer = lambda it: 500 if it.data["sessionId"].startswith("bad") else 200
         webhook = await node.create(served.url)
@@ -314,6 +316,46 @@ async def test_r55_the_window_bounds_what_is_read_ahead(
         assert served.run_ids("good") == [f"g{n}" for n in range(12)]
 
 
+async def _ask_and_end(story: Story, run_id: str) -> list[str]:
+    """A run that asks, is answered and ends; returns the ids of its events, in order."""
+    await story.accept(run_id)
+    await story.start()
+    [name] = await ask(story, question())
+    await answer(story, run_id, name)
+    await story.cancel()
+    await story.finish()
+    return [name, run_id]
+
+
+async def test_r55_an_event_that_comes_while_a_session_catches_up_is_not_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with delivering(store, schedule=PATIENT) as node, endpoint() as served:
+        stage = Stage(node, served)
+        read, came = delivery_module.session_entries, False
+
+        async def read_and_wait(*args: Any, **options: Any) -> Sequence[log_reader.Entry]:
+            """Between a read that finds no more and its result, another run ends."""
+            nonlocal came
+            entries = await read(*args, **options)
+            if not (entries or came):
+                came = True
+                await stage.play("s", "late")
+                async with asyncio.timeout(10):
+                    while node.dispatcher.deliveries[webhook.key]._scanned < Place(store.position):
+                        await asyncio.sleep(0)
+            return entries
+
+        monkeypatch.setattr(delivery_module, "session_entries", read_and_wait)
+        is_bad = True
+        served.answer = lambda _: 500 if is_bad else 200
+        webhook = await node.create(served.url)
+        await stage.play("s", "a")
+        await node.until(webhook, lambda it: bool(it.progress.held))
+        is_bad = False
+        await served.until(lambda: served.run_ids() == ["a", "late"])
+
+
 async def test_r55_a_crash_at_any_instant_loses_nothing(store: Store) -> None:
     """The deliveries end without their last write, again and again, while runs end."""
     async with AsyncExitStack() as closing, endpoint() as served:
@@ -325,21 +367,20 @@ async def test_r55_a_crash_at_any_instant_loses_nothing(store: Store) -> None:
         expected: dict[str, list[str]] = {f"s{n}": [] for n in range(4)}
         stories = {name: Story(store, name) for name in expected}
         for turn in range(12):
-            async with delivering(store) as node:
+            async with delivering(store, schedule=PATIENT) as node:
                 bad = {f"s{turn % 4}"}
                 for name, story in stories.items():
                     for _ in range(3):
                         run_id = f"{name}-{len(expected[name])}"
-                        expected[name].append(run_id)
-                        await story.play(run_id)
+                        expected[name] += await _ask_and_end(story, run_id)
                 await served.until(lambda: len(served.attempts) > 0)
                 await asyncio.sleep(0.01 * turn)
                 await node.kill()
         bad = set()
-        async with delivering(store) as node:
-            await served.until(lambda: len(served.run_ids()) == 4 * 36)
-            for name, run_ids in expected.items():
-                assert served.run_ids(name) == run_ids
+        async with delivering(store, schedule=PATIENT) as node:
+            await served.until(lambda: len(served.event_ids()) == 4 * 36 * 2)
+            for name, events in expected.items():
+                assert served.event_ids(name) == events
             await node.until(webhook, lambda it: not it.progress.held)
 
 

@@ -7,13 +7,13 @@ never cancelled, and only the supervisor commits the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 import structlog
 
-from runlane_server.agents.base import Agent, AgentError, AgentEvent, Report, Result
+from runlane_server.agents.base import Agent, AgentError
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack
 from runlane_server.core import lane as rules
@@ -28,21 +28,20 @@ from runlane_server.core.model import (
     NO_USAGE,
     EventBody,
     FinishReason,
-    Folded,
     Micros,
     RunError,
-    StepResult,
 )
 from runlane_server.core.trace import log_fields
 from runlane_server.core.transition import LaneRun, Outcome
-from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_code import AgentCode, create_own_task
-from runlane_server.engine.agent_output import ReportCheck, describe, run_error
+from runlane_server.engine.agent_output import describe, run_error
 from runlane_server.engine.agent_turn import AgentTurn, Job
 from runlane_server.engine.asking import Asking
+from runlane_server.engine.attempt_output import AttemptOutput
+from runlane_server.engine.folds import Folds
 from runlane_server.engine.lane_access import LaneAccess
 from runlane_server.engine.lanes import LaneContended
-from runlane_server.engine.outbox import Outbox, pieces_of
+from runlane_server.engine.outbox import Outbox
 from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.replay import Replays
 from runlane_server.engine.worker_turn import WorkerTurn
@@ -50,16 +49,6 @@ from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import Store
 
 log = structlog.get_logger()
-
-_EMPTY_REPORT = Report()
-
-SLICE_EVENTS = 256
-"""Events and reports after which an agent lets others use the event loop, even if it never awaits.
-Its cancel reaches it there too. Each of them has a slice in one iteration of the loop, so with 32
-such agents a call waits for some milliseconds."""
-
-EVENT_CHARS = 256
-"""Each of so many characters of a text counts as one more event of a slice."""
 
 
 class Runner:
@@ -104,14 +93,12 @@ class Runner:
         self._timed_out = False
         self._is_broken = False
         self._code = AgentCode(job.run_key, job.key.session_id)
-        self._refused: RunError | None = None
         self._working: asyncio.Task[None] | None = None
         self._outbox = Outbox(
             job.run_key, job.run, store, now, max_output=limits.max_run_output, pulse=pulse
         )
-        self._check = ReportCheck()
-        self._is_silent = True
-        self._slice = 0
+        self._output = AttemptOutput(job, self._outbox, gates, self._due)
+        self._folds = Folds(job, lane, self._outbox, gates, self._due)
         self._asking = Asking(
             job,
             store,
@@ -121,10 +108,6 @@ class Runner:
             used=self._elapsed,
         )
         self._has_expired = False
-        self._report = _EMPTY_REPORT
-        self._result = ""
-        self._folding: asyncio.Task[Sequence[LaneRun]] | None = None
-        self._taken: dict[str, None] = {}
 
     def start(self) -> asyncio.Task[None]:
         """Starts the agent; returns the supervisor's task, which must never be cancelled."""
@@ -207,10 +190,14 @@ class Runner:
             self._end.commit()
 
     @property
+    def _is_stopped(self) -> bool:
+        return self._stopped or self._folds.is_fenced
+
+    @property
     def _is_over(self) -> bool:
         """Whether the end is decided: the agent returned, was stopped or refused, or timed out."""
         returned = self._working is not None and self._working.done()
-        return returned or self._timed_out or self._stopped or self._refused is not None
+        return returned or self._timed_out or self._is_stopped or self._output.refused is not None
 
     async def _pass_gate(self, point: Point) -> None:
         """Waits at a point of the run while a harness gate holds it."""
@@ -244,14 +231,14 @@ class Runner:
         await self._due
         self._asking.timer.end()
         self._timed_out = not self._is_over
-        if self._refused is not None:
+        if self._output.refused is not None:
             # The agent is being closed, and may need as long as after a cancel.
             await asyncio.wait({work}, timeout=self._cancel_grace)
         if not work.done():
             await self._stop_agent(work)
         # Read in any case: asyncio logs an exception that nobody has read.
-        failure = _failure_of(work, stopped=self._stopped)
-        error = self._refused or failure
+        failure = _failure_of(work, stopped=self._is_stopped)
+        error = self._output.refused or failure
         if self._timed_out:
             error = _timeout_error(timeout)
         elif (lost := _loss_of(work)) is not None:
@@ -333,8 +320,8 @@ class Runner:
 
     async def _report_end(self, error: RunError | None) -> None:
         """Commits the end, after everything that is in progress for this run."""
-        if self._folding is not None:
-            await asyncio.wait({self._folding})
+        if self._folds.committing is not None:
+            await asyncio.wait({self._folds.committing})
         await self._end_asking()
         rest = self._rest if self._rest is not None else await self._outbox.take_rest()
         outcome = self._outcome(error, rest)
@@ -381,7 +368,7 @@ class Runner:
         self._settle()
 
     def _outcome(self, error: RunError | None, tail: tuple[EventBody, ...]) -> Outcome:
-        reason = self._report.finish_reason or FinishReason.STOP
+        reason = self._output.report.finish_reason or FinishReason.STOP
         if error is not None:
             reason = FinishReason.TIMEOUT if self._timed_out else FinishReason.ERROR
         return Outcome(
@@ -389,9 +376,9 @@ class Runner:
             error=error,
             content=self._outbox.messages(),
             tail=tail,
-            usage=self._report.usage or NO_USAGE,
-            model=self._report.model or "",
-            result=self._result,
+            usage=self._output.report.usage or NO_USAGE,
+            model=self._output.report.model or "",
+            result=self._output.result,
         )
 
     async def _commit_end(self, outcome: Outcome) -> bool:
@@ -435,31 +422,31 @@ class Runner:
         await turn.load()
         async with aclosing(self._agent.run(turn)) as events:
             async for event in events:
-                await self._accept(event)
+                await self._output.accept(event)
 
     def _make_turn(self) -> AgentTurn:
         if self._end is None:
             return AgentTurn(
                 self.job,
                 self._store,
-                fold=self._fold,
-                accept=self._accept,
-                store_step=self._store_step,
+                fold=self._folds.fold,
+                accept=self._output.accept,
+                store_step=self._output.store_step,
                 asking=self._asking,
                 max_history=self._limits.max_history,
             )
         return WorkerTurn(
             self.job,
             self._store,
-            fold=self._fold,
-            accept=self._accept,
-            store_step=self._store_step,
-            put_step=self._put_step,
+            fold=self._folds.fold,
+            accept=self._output.accept,
+            store_step=self._output.store_step,
+            put_step=self._output.put_step,
             asking=self._asking,
             outbox=self._outbox,
             end=self._end,
             limits=self._limits,
-            folded=list(self._taken),
+            folded=list(self._folds.taken),
         )
 
     async def _restore_output(self) -> None:
@@ -474,119 +461,9 @@ class Runner:
                     raise
                 await asyncio.sleep(RETRY_PAUSE)
                 continue
-            self._taken = dict.fromkeys(replay.folded)
-            self._is_silent = not replay.output_events
+            self._folds.taken = dict.fromkeys(replay.folded)
+            self._output.is_silent = not replay.output_events
             return
-
-    async def _accept(self, event: AgentEvent) -> None:
-        """Takes an event that the agent yielded or emitted.
-
-        Raises InvalidAgentEvent, and AgentError with the reason OUTPUT_LIMIT.
-
-        A refused event fails the run, even if the agent catches the exception or takes long to
-        return.
-        """
-        self._slice += 1
-        if self._slice >= SLICE_EVENTS:
-            self._slice = 0
-            await asyncio.sleep(0)
-        try:
-            if isinstance(event, Report):
-                self._add_report(event)
-                return
-            if isinstance(event, Result):
-                self._add_result(event)
-                return
-            body = self._check.event(event)
-            if self._is_silent:
-                self._is_silent = False
-                await self._pass_gate(Point.BEFORE_FIRST_MESSAGE)
-            for piece in pieces_of(body):
-                self._outbox.put(piece)
-                self._slice += len(getattr(piece, "text", "")) // EVENT_CHARS
-                if self._outbox.is_full:
-                    await self._outbox.flush()
-        except (InvalidAgentEvent, AgentError) as refused:
-            self._refuse(refused)
-            raise
-
-    def _add_report(self, report: Report) -> None:
-        """Adds up usage; of the other fields the last value counts. Raises InvalidAgentEvent."""
-        known, later = self._report, self._check.report(report)
-        usage = later.usage
-        if known.usage is not None:
-            usage = known.usage if usage is None else known.usage + usage
-        self._report = Report(
-            usage=usage,
-            model=known.model if later.model is None else later.model,
-            finish_reason=(
-                known.finish_reason if later.finish_reason is None else later.finish_reason
-            ),
-        )
-
-    def _add_result(self, result: Result) -> None:
-        """Takes the structured result; the last one counts. Raises InvalidAgentEvent, and
-        AgentError with the reason OUTPUT_LIMIT."""
-        json = self._check.result(result)
-        self._outbox.count_result(json)
-        self._result = json
-
-    async def _store_step(self, key: str, result: object) -> StepResult:
-        """Makes the result of a step durable before the agent continues (R39). Raises AgentError,
-        and InvalidAgentEvent for a result that is no JSON."""
-        step = self._put_step(key, result)
-        await self._outbox.flush()
-        if self._outbox.is_closed:
-            raise AgentError("the run was stopped before the step was stored", reason="INTERRUPTED")
-        return step
-
-    def _put_step(self, key: str, result: object) -> StepResult:
-        """Adds the result of a step to the output. Raises as `_store_step`."""
-        try:
-            step = self._check.step(key, result)
-            self._outbox.put(step)
-        except (InvalidAgentEvent, AgentError) as refused:
-            self._refuse(refused)
-            raise
-        return step
-
-    def _refuse(self, error: InvalidAgentEvent | AgentError) -> None:
-        """Fails the run because of something that its agent emitted."""
-        if self._refused is None:
-            # Not the exception, which refers to this runner: see `_run_agent`.
-            self._refused = run_error(error)
-        self._outbox.close()
-        self._wake()
-
-    async def _fold(self) -> Sequence[LaneRun]:
-        """Folds the waiting FOLD runs into the turn.
-
-        Cancelling the agent must not interrupt the commit, so the fold is a task of its own, which
-        the supervisor waits for.
-        """
-        await self._pass_gate(Point.BEFORE_STEP)
-        if self._outbox.is_closed or not self._lane.may_fold(self.job.key):
-            return ()
-        self._folding = create_own_task(self._fold_in())
-        return await asyncio.shield(self._folding)
-
-    async def _fold_in(self) -> Sequence[LaneRun]:
-        await self._outbox.flush()
-        if self._outbox.is_closed:
-            # The turn is ending: a prompt that joined it now would get no answer.
-            return ()
-        before = self._outbox.events
-        try:
-            folded = await self._lane.fold(self.job, self._outbox.events, self._taken)
-        except IllegalCommand:
-            self._stop()
-            return ()
-        for run in folded:
-            self._taken[run.run_id] = None
-            self._outbox.add_stored(Folded(run.run_id, self.job.run.run_id))
-        # A commit that follows may have counted them already.
-        self._outbox.events = max(self._outbox.events, before + len(folded))
-        return folded
 
 
 def _failure_of(work: asyncio.Task[None], *, stopped: bool) -> RunError | None:

@@ -13,7 +13,7 @@ STATES, EDIT = "core/lane/states.py", "core/lane/edit.py"
 ACCEPTING, STARTING = "core/lane/accepting.py", "core/lane/starting.py"
 ASKING, CANCELLING = "core/lane/asking.py", "core/lane/cancelling.py"
 ATTEMPTS, ENDING = "core/lane/attempts.py", "core/lane/ending.py"
-EXECUTOR, RUNNER, LANES = "engine/executor.py", "engine/runner.py", "engine/lanes.py"
+EXECUTOR, FOLDS, LANES = "engine/executor.py", "engine/folds.py", "engine/lanes.py"
 READINESS, LANE_ACCESS = "engine/readiness.py", "engine/lane_access.py"
 RUNS, INPUTS = "rpc/runs.py", "engine/inputs.py"
 SESSIONS = "feed/sessions.py"
@@ -43,20 +43,20 @@ _FOLD_QUEUE = (
         COORDINATOR,
         "            self.stored.add(accepted.key.tenant, run_weight(request))\n",
         "            self.stored.add(accepted.key.tenant, run_weight(request))\n"
-        "            from runlane_server.engine.runner import QUEUES\n"
+        "            from runlane_server.engine.folds import QUEUES\n"
         "            if request.when_busy.value == 'fold':\n"
         "                QUEUES.setdefault(accepted.key, []).append(run)\n",
     ),
     Edit(
-        RUNNER,
-        "        self._folding = create_own_task(self._fold_in())\n"
-        "        return await asyncio.shield(self._folding)\n",
-        "        drained = QUEUES.pop(self.job.key, [])\n"
-        "        self._folding = create_own_task(self._fold_in())\n"
-        "        await asyncio.shield(self._folding)\n"
+        FOLDS,
+        "        self.committing = create_own_task(self._fold_in())\n"
+        "        return await asyncio.shield(self.committing)\n",
+        "        drained = QUEUES.pop(self._job.key, [])\n"
+        "        self.committing = create_own_task(self._fold_in())\n"
+        "        await asyncio.shield(self.committing)\n"
         "        return drained\n",
     ),
-    Edit(RUNNER, "", "\n\nQUEUES = {}\n"),
+    Edit(FOLDS, "", "\n\nQUEUES = {}\n"),
 )
 
 _READY_BY_REQUEST = (

@@ -17,6 +17,7 @@ from runlane_server.agents.worker.workers import Workers
 from runlane_server.engine.agent_room import AgentRoom
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.executor import Executor
+from runlane_server.engine.folds import Folds
 from runlane_server.engine.lane_cache import LaneCache
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.outbox import Outbox
@@ -176,7 +177,7 @@ MUTANTS = (
     ),
     Mutant(
         "a folded run that is not counted",
-        Runner,
+        Folds,
         "_fold_in",
         "before + len(folded)",
         "before",

@@ -53,7 +53,7 @@ async def test_settings_hold_on_every_connection(postgres_url: str) -> None:
 
 
 async def test_a_node_has_no_more_connections_than_is_said(own_server: OwnPostgres) -> None:
-    most = 2 + postgres_pool.MOST_CONNECTIONS + postgres_cluster.MOST_CONNECTIONS
+    most = 4 + postgres_pool.MOST_CONNECTIONS + postgres_cluster.MOST_CONNECTIONS
     assert f"{most} connections" in SCALING.read_text()
     beside = await asyncpg.connect(own_server.url)
     query = (
