@@ -73,7 +73,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -132,6 +132,10 @@ fuzz: $(READY) ## Fuzz all parsers, and agents, for SECONDS; SEED repeats the in
 	cd tests && ../$(BIN)/python -m proofs.fuzz.run --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 # One at a time, since it measures latencies. -rA prints the figures.
+rolling: $(READY) ## Restart servers while workers execute RUNS runs: three nodes over PostgreSQL ROUNDS times, one over SQLite ten times
+	cd tests && ../$(BIN)/python -m proofs.crash.rolling --store postgresql --runs $(or $(RUNS),300) --rounds $(or $(ROUNDS),3)
+	cd tests && ../$(BIN)/python -m proofs.crash.rolling --store sqlite --runs $(or $(RUNS),300) --rounds 10
+
 attack: $(READY) ## Attack servers, and measure what a quiet tenant notices; ONLY names an attack
 	$(BIN)/pytest -rA --show-capture=stdout --log-level=CRITICAL tests/proofs/attack $(if $(ONLY),-k $(ONLY))
 

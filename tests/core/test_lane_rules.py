@@ -664,3 +664,16 @@ def test_r32_only_the_runs_of_one_agent_fail_and_the_next_one_is_first() -> None
     lane, _ = after([*enter("a", agent=OTHER), *enter("b"), *enter("c", agent=OTHER)])
     lane, made = after([FAIL_OTHER], lane)
     assert (made.reply, picture(lane)) == (2, "b:accepted")
+
+
+def test_r36_a_recovery_leaves_a_run_on_the_node_where_its_worker_is_now() -> None:
+    """The node that recovers it read that its host is dead, and the worker was faster."""
+    lane, _ = after([*enter("a"), DISPATCH])
+    moved = rules.adopt(lane, "a", 1, host="two")
+    there = stored(lane, moved)
+    late = rules.adopt(there, "a", 1, host="three", lost_with="")
+    assert (late.needs_commit, late.reply.host) == (False, "two")
+    lost = rules.node_lost(there, "a", 1, at=AT, content=(), events=9, lost_with="")
+    assert (lost.needs_commit, lost.reply) == (False, False)
+    assert rules.adopt(there, "a", 1, host="three", lost_with="two").reply.host == "three"
+    assert rules.node_lost(there, "a", 1, at=AT, content=(), events=9, lost_with="two").reply

@@ -34,7 +34,8 @@ class Counter:
     `said` is what it has emitted, by run: a second execution of a run would say everything again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, words_per_second: float = WORDS_PER_SECOND) -> None:
+        self._pause = 1 / words_per_second
         self.may_end = asyncio.Event()
         self.said: dict[str, str] = {}
 
@@ -46,7 +47,7 @@ class Counter:
             await turn.emit(f"{number} ")
             self.said[turn.run_id] += f"{number} "
             number += 1
-            await asyncio.sleep(1 / WORDS_PER_SECOND)
+            await asyncio.sleep(self._pause)
         self.said[turn.run_id] += "end"
         return "end"
 

@@ -249,7 +249,8 @@ class Executor:
         return self._agents.workers is not None
 
     async def adopt(self, lost: HostedRun, fence: str | None = None) -> bool:
-        """Moves an attempt of a worker to this node, or continues it here.
+        """Moves an attempt of a worker to this node, or continues it here, or where it is now if
+        it was lost with another node.
 
         Returns False if no worker executes the active run, if it is another attempt, or if `fence`
         is not its token.
@@ -260,16 +261,20 @@ class Executor:
             # Of a parked run no worker is at work.
             if active is None or active.asking.parked or not self.can_continue(active):
                 return Transition(lane, reply=None)
+            if lost.host not in {None, active.host}:
+                # Its worker has returned to another node meanwhile.
+                return Transition(lane, reply=active)
             token = fence_of(self._store, lost.session, active)
             if fence is not None and not compare_digest(token.encode(), fence.encode()):
                 return Transition(lane, reply=None)
-            return rules.adopt(lane, lost.run_id, lost.attempt, host=self.lanes.node_id)
+            host = self.lanes.node_id
+            return rules.adopt(lane, lost.run_id, lost.attempt, host=host, lost_with=lost.host)
 
         try:
             run = await self.lanes.post(lost.session, command)
         except IllegalCommand:
             return False
-        if run is not None:
+        if run is not None and run.host == self.lanes.node_id:
             self._restart_if_outdated(lost.session, run)
         return run is not None
 

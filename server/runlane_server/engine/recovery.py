@@ -193,7 +193,13 @@ class Recovery:
         await self._runs.lanes.post(
             lost.session,
             lambda lane, at: rules.node_lost(
-                lane, lost.run_id, lost.attempt, at=at, content=content, events=events
+                lane,
+                lost.run_id,
+                lost.attempt,
+                at=at,
+                content=content,
+                events=events,
+                lost_with=lost.host,
             ),
         )
 

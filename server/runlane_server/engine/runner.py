@@ -397,6 +397,9 @@ class Runner:
                 await self._lane.finish(self.job, outcome, self._outbox.events, self._cancelled)
         except IllegalCommand:
             log.warning("run fenced off", attempt=self.job.run.attempt)
+            if self._end is not None:
+                # Its worker must not take that for the end: another node may have the attempt.
+                self._end.is_leaving = True
         except CorruptRecord:
             self._settle_abandoned()
         except (RunlaneError, LaneContended) as error:

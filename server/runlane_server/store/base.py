@@ -209,11 +209,15 @@ class ClaimOrder:
 
 @dataclass(frozen=True, slots=True)
 class HostedRun:
-    """An attempt of an active run, and the session of its lane."""
+    """An attempt of an active run, and the session of its lane.
+
+    `host`: the node that it was lost with, if it was; it may have moved to another one since.
+    """
 
     session: SessionKey
     run_id: str
     attempt: int
+    host: str | None = field(default=None, compare=False)
 
 
 class AnsweredRun(NamedTuple):

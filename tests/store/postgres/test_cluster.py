@@ -87,8 +87,9 @@ def hosted(*stories: Story) -> list[HostedRun]:
     """The active runs of those sessions."""
     found = []
     for story in stories:
-        assert story.lane.active is not None
-        found.append(HostedRun(story.key, story.lane.active.run_id, story.lane.active.attempt))
+        active = story.lane.active
+        assert active is not None
+        found.append(HostedRun(story.key, active.run_id, active.attempt, active.host))
     return found
 
 
@@ -272,6 +273,7 @@ async def test_r09_runs_of_nodes_that_are_lost_or_gone_are_found(
         assert await store.cluster.lost_runs(2) == hosted(early, left)
     await late.lose_node()
     assert await one.cluster.lost_runs(9) == hosted(early, left)
+    assert [run.host for run in await one.cluster.lost_runs(9)] == ["two", "left"]
 
 
 async def test_r21_each_lost_run_is_in_the_share_of_one_living_node(

@@ -76,16 +76,19 @@ def node_lost(
     at: Micros,
     content: tuple[DraftMessage, ...],
     events: int,
+    lost_with: str | None = None,
 ) -> Transition[bool]:
     """Retries a run whose node was lost, or ends it INTERRUPTED.
 
     A run that waits for input keeps its attempt if its agent can resume (R44). `content` and
     `events` are the stored messages, and the number of events, of the attempt. A confirmed cancel
-    stays in force. Replies with whether the attempt was still active: another node may have
-    recovered it already.
+    stays in force. Replies with whether the attempt was still active, and on the node `lost_with`
+    if one is given: another node may have recovered or adopted it already.
     """
     active = lane.active
     if active is None or (active.run_id, active.attempt) != (run_id, attempt):
+        return Transition(lane, reply=False)
+    if lost_with not in {None, active.host}:
         return Transition(lane, reply=False)
     return _give_up(lane, active, content, (), at=at, events=events, why=NODE_LOST)
 
@@ -122,15 +125,20 @@ def hand_over(
     return _give_up(lane, active, content, tail, at=at, events=events, why=why)
 
 
-def adopt(lane: Lane, run_id: str, attempt: int, *, host: str) -> Transition[LaneRun]:
+def adopt(
+    lane: Lane, run_id: str, attempt: int, *, host: str, lost_with: str | None = None
+) -> Transition[LaneRun]:
     """Moves the active run to node `host`, where its executor is connected now (R36).
 
     The attempt continues, and a confirmed cancel stays in force. A run that waits for input has no
-    executor, and stays where it is. Replies with the run. Raises IllegalCommand if the attempt is
-    not the active one.
+    executor, and stays where it is; so does one that is not on the node `lost_with` any more, if
+    one is given: its executor has connected to another node meanwhile. Replies with the run. Raises
+    IllegalCommand if the attempt is not the active one.
     """
     active = the_active(lane, run_id, attempt)
     if active.host == host or active.state is RunState.INPUT_REQUIRED:
+        return Transition(lane, reply=active)
+    if lost_with not in {None, active.host}:
         return Transition(lane, reply=active)
     moved = active._replace(host=host)
     return Transition(lane._replace(active=moved), (RunChange(moved),), reply=moved)

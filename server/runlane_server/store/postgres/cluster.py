@@ -100,7 +100,8 @@ class PostgresCluster:
     # Work
 
     async def lost_runs(self, limit: int, node_id: str = "") -> Sequence[HostedRun]:
-        return [_hosted(row) for row in await self._rows("lost_runs", limit, escape(node_id))]
+        rows = await self._rows("lost_runs", limit, escape(node_id))
+        return [replace(_hosted(row), host=unescape(row["host"])) for row in rows]
 
     async def cancelled_runs(self, node_id: str) -> Sequence[HostedRun]:
         return [_hosted(row) for row in await self._rows("cancelled_runs", escape(node_id))]

@@ -622,8 +622,8 @@ WITH RECURSIVE share AS MATERIALIZED (
     WHERE host IS NOT NULL
         AND NOT EXISTS (SELECT FROM nodes WHERE nodes.node_id = every.host AND NOT nodes.lost)
 )
-SELECT tenant, session_id, run_id, attempt FROM (
-    SELECT lost.*
+SELECT tenant, session_id, run_id, attempt, host FROM (
+    SELECT lost.*, gone.host
     FROM gone CROSS JOIN share
         CROSS JOIN (VALUES ('active'), ('cancelling')) AS wanted (state)
         CROSS JOIN LATERAL (
@@ -634,7 +634,7 @@ SELECT tenant, session_id, run_id, attempt FROM (
             ORDER BY started_at LIMIT $1
         ) AS lost
     UNION ALL
-    SELECT lost.*
+    SELECT lost.*, gone.host
     FROM gone CROSS JOIN share CROSS JOIN LATERAL (
         SELECT tenant, session_id, run_id, attempt, started_at FROM runs
         WHERE runs.host = gone.host AND runs.state = 'input_required' AND runs.host <> ''
