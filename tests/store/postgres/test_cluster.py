@@ -87,8 +87,9 @@ def hosted(*stories: Story) -> list[HostedRun]:
     """The active runs of those sessions."""
     found = []
     for story in stories:
-        assert story.lane.active is not None
-        found.append(HostedRun(story.key, story.lane.active.run_id, story.lane.active.attempt))
+        active = story.lane.active
+        assert active is not None
+        found.append(HostedRun(story.key, active.run_id, active.attempt, active.host))
     return found
 
 
