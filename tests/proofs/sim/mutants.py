@@ -211,13 +211,6 @@ MUTANTS = (
         "            await self._wakeup.wait(until)",
     ),
     Mutant(
-        "a run whose backoff is over and that leaves its queue again and again",
-        Lanes,
-        "_act",
-        "is_due=can_start",
-        "is_due=False",
-    ),
-    Mutant(
         "a worker that has its lease no longer than its connection",
         Execution,
         "detach",
@@ -258,13 +251,6 @@ MUTANTS = (
         "resume",
         "if self._is_stopped:",
         "if False:",
-    ),
-    Mutant(
-        "an answer that goes to the connection after the one that asked",
-        Execution,
-        "_take_folded",
-        "if self._slot is asker:",
-        "if True:",
     ),
     Mutant(
         "a prompt that joined the turn and is forgotten",
