@@ -207,8 +207,8 @@ MUTANTS = (
         "a wake-up lost while a page is read",
         RunFollower,
         "next",
-        "            await self._wakeup.wait()",
-        "            self._wakeup.clear()\n            await self._wakeup.wait()",
+        "            if not self._is_due:\n                await",
+        "            if True:\n                await",
     ),
     Mutant(
         "a run whose backoff is over and that leaves its queue again and again",
