@@ -127,7 +127,7 @@ UNSET: list[Case] = [
     (sessions_pb.SubscribeSessionRequest(), "SESSION_MISSING", ["session_ids"]),
     (
         sessions_pb.SubscribeSessionRequest(session_ids=["s", ""]),
-        "SESSION_MISSING",
+        "INVALID_ARGUMENT",
         ["session_ids[1]"],
     ),
     (a_run(session_id="", prompt=""), "SESSION_MISSING", ["session_id", "prompt"]),

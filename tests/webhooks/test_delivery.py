@@ -332,7 +332,7 @@ async def test_r55_an_event_that_comes_while_a_session_catches_up_is_not_lost(
 ) -> None:
     async with delivering(store, schedule=PATIENT) as node, endpoint() as served:
         stage = Stage(node, served)
-        read, came = delivery_module.session_entries, False
+        read, came = log_reader.session_entries, False
 
         async def read_and_wait(*args: Any, **options: Any) -> Sequence[log_reader.Entry]:
             """Between a read that finds no more and its result, another run ends."""

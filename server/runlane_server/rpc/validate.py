@@ -223,9 +223,6 @@ def subscribe_session(
     if not request.session_ids:
         checks.reject("session_ids", "is empty; name at least one session", SessionMissing)
     checks.identifiers("session_ids", request.session_ids)
-    for n, session_id in enumerate(request.session_ids):
-        if not session_id:
-            checks.reject(f"session_ids[{n}]", "is empty", SessionMissing)
     checks.count("cursors", request.cursors)
     return checks.finish_with(lambda: read(request.session_ids))
 

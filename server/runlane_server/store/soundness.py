@@ -86,8 +86,8 @@ def _measure(name: str, hint: Any) -> Measure:  # noqa: PLR0911 - one per kind o
     origin = get_origin(hint)
     if origin in {Union, UnionType}:
         return _measure_union(name, get_args(hint))
-    if origin is tuple:
-        return _measure_items(_measure(name, get_args(hint)[0]))
+    if origin in {tuple, frozenset}:
+        return _measure_items(_measure(name, get_args(hint)[0]), origin)
     if origin is Mapping:
         return _labels
     if hint is str:
@@ -119,9 +119,9 @@ def _measure_union(name: str, hints: tuple[Any, ...]) -> Measure:
     return measure
 
 
-def _measure_items(item: Measure) -> Measure:
+def _measure_items(item: Measure, collection: type[Any]) -> Measure:
     def measure(values: Any) -> int:
-        if type(values) is not tuple:
+        if type(values) is not collection:
             raise Unsound(f"is a {type(values).__name__}")
         return sum(map(item, values))
 

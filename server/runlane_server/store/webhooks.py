@@ -13,9 +13,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.input import InputRequest
 from runlane_server.core.model import Micros, Run, RunComplete, RunState
 from runlane_server.store.base import BEGINNING, Page, Position
+from runlane_server.store.corrupt import EXPLANATION, decoded
 
 RUN_ENDED = "run.ended"
 INPUT_REQUESTED = "input.requested"
@@ -269,7 +271,28 @@ def decode_progress(text: str) -> Progress:
 
 
 def decode_webhook(key: WebhookKey, row: Any) -> Webhook:
-    """A webhook from its row."""
+    """A webhook from its row; one that cannot be read delivers nothing, says so, and can be
+    deleted."""
+    return decoded(lambda: _webhook(key, row), lambda: _corrupt(key), "webhook", *key)
+
+
+def _corrupt(key: WebhookKey) -> Webhook:
+    return Webhook(
+        key,
+        url="",
+        secrets=("",),
+        wanted=WebhookFilter(),
+        full=False,
+        enabled=False,
+        created_at=0,
+        updated_at=0,
+        revision=0,
+        fence=0,
+        progress=Progress(disabled=f"{CorruptRecord.reason}: {EXPLANATION}"),
+    )
+
+
+def _webhook(key: WebhookKey, row: Any) -> Webhook:
     settings, secrets = json.loads(row["settings"]), json.loads(row["secrets"])
     return Webhook(
         key,

@@ -34,6 +34,8 @@ MAX_WEBHOOKS = 10_000
 """Webhooks that one node delivers for."""
 
 RESTART_SECONDS = 1.0
+CHANGED_SECONDS = 0.1
+"""Pauses before a delivery is started again."""
 
 
 class Dispatcher:
@@ -116,6 +118,8 @@ class Dispatcher:
             try:
                 webhook = await self._store.webhooks.get(lease.key)
                 if webhook is None or (webhook.revision, webhook.fence) != lease[1:]:
+                    # It has changed, or cannot be read.
+                    await asyncio.sleep(CHANGED_SECONDS)
                     return
                 if webhook.enabled and not webhook.progress.disabled:
                     delivery = Delivery(webhook, self._parts, self._is_leased)

@@ -207,8 +207,8 @@ MUTANTS = (
         "a wake-up lost while a page is read",
         RunFollower,
         "next",
-        "            if not self._is_due:\n                await",
-        "            if True:\n                await",
+        "            if not self._is_due:\n                await self._wakeup.wait(until)",
+        "            await self._wakeup.wait(until)",
     ),
     Mutant(
         "a run whose backoff is over and that leaves its queue again and again",

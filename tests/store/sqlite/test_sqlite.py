@@ -28,6 +28,7 @@ from runlane_server.store.sqlite import store as sqlite
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.file import APPLICATION_ID
 from runlane_server.store.sqlite.store import SqliteStore
+from runlane_server.store.webhooks import Webhook, WebhookFilter, WebhookKey
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 SQL = statements("sqlite")
@@ -446,3 +447,27 @@ async def test_a_page_of_one_tenant_reads_no_event_of_another(path: Path) -> Non
         plan = db.execute(f"EXPLAIN QUERY PLAN {SQL['events']}", values).fetchall()
     (step,) = (row[3] for row in plan)
     assert "events_by_tenant (tenant=? AND position>? AND position<?)" in step
+
+
+@pytest.mark.parametrize("column", ["settings", "secrets", "progress", "created_at", "fence"])
+@pytest.mark.parametrize("value", ["word", "{}", "[1]", b"\xff", 1.5])
+async def test_a_damaged_webhook_says_so_and_can_be_deleted(
+    store: SqliteStore, column: str, value: object
+) -> None:
+    keys = [WebhookKey(TENANT, name) for name in ("good", "bad")]
+    for key in keys:
+        url = "https://example.org/"
+        await store.webhooks.create(Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1))
+
+    def damage(db: sqlite3.Connection) -> None:
+        statement = f"UPDATE webhooks SET {column} = ? WHERE webhook_id = 'bad'"  # noqa: S608
+        db.execute(statement, (value,))
+
+    await writing(store).work(damage)
+    good, bad = [await store.webhooks.get(key) for key in keys]
+    assert good is not None
+    assert bad is not None
+    assert (good.progress.disabled, bad.progress.disabled[:14]) == ("", "CORRUPT_RECORD")
+    assert len((await store.webhooks.list(TENANT, after=None, limit=9)).items) == 2
+    assert len(await store.webhooks.lease("node", 60, 9)) == 2
+    assert await store.webhooks.delete(keys[1])

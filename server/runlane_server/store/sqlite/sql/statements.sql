@@ -511,17 +511,20 @@ SELECT
 SELECT * FROM input_requests INDEXED BY input_requests_of_tenant_in_log
 WHERE tenant = :tenant AND (log_position, log_number) > (:position, :number)
     AND log_position <= :upto
+    AND typeof(log_number) = 'integer'
 ORDER BY log_position, log_number LIMIT :limit;
 
 -- name: inputs_of_session_in_log
 SELECT * FROM input_requests INDEXED BY input_requests_of_session_in_log
 WHERE tenant = :tenant AND session_id = :session_id
     AND (log_position, log_number) > (:position, :number) AND log_position <= :upto
+    AND typeof(log_number) = 'integer'
 ORDER BY log_position, log_number LIMIT :limit;
 
 -- name: last_input
 SELECT log_position, log_number FROM input_requests
-WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT 1;
+WHERE log_position BETWEEN 0 AND 9223372036854775807 AND typeof(log_number) = 'integer'
+ORDER BY log_position DESC, log_number DESC LIMIT 1;
 
 -- Reading: webhooks
 
