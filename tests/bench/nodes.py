@@ -113,7 +113,7 @@ async def failover(bench: Bench) -> list[Row]:
 
     async def recovered() -> Figure:
         async with database() as store:
-            found = await measure(store, runs, lambda url: node(bench, url, "--node-lease", "2"))
+            found = await measure(store, runs, lambda url: node(bench, url, "--node-lease", "2s"))
             return Figure(found)
 
     runs = bench.size(LOST, 20)

@@ -142,6 +142,7 @@ SWITCHES = [
     "insecure-anywhere",
     "log-content",
     "harness",
+    "reload",
     "webhook-unconfirmed",
 ]
 

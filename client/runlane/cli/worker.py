@@ -14,6 +14,7 @@ from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.terminal import echo
 from runlane.errors import RunlaneError
+from runlane.worker.reload import Code, ReloadingFunction
 
 
 @click.command(cls=Command)
@@ -39,6 +40,11 @@ from runlane.errors import RunlaneError
     show_default=True,
     help="Seconds that active runs may go on after SIGTERM before they are handed back.",
 )
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Load the function again when its files change, for development.",
+)
 @click.argument("agent", metavar="MODULE:ATTRIBUTE")
 @click.pass_obj
 def worker(
@@ -48,6 +54,7 @@ def worker(
     slots: int,
     worker_id: str,
     drain_timeout: float,
+    reload: bool,
     agent: str,
 ) -> None:
     """Execute runs with the function MODULE:ATTRIBUTE until SIGTERM or Ctrl-C.
@@ -60,7 +67,7 @@ def worker(
       runlane worker agents:answer
       runlane worker agents:answer --name coder --slots 8
     """
-    function = _import(agent)
+    function = _import(agent, reload=reload)
     try:
         made = settings.worker(
             dict.fromkeys(names or ("default",), function),
@@ -74,12 +81,14 @@ def worker(
         raise click.ClickException(str(error)) from None
 
 
-def _import(name: str) -> Any:
+def _import(name: str, *, reload: bool) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise click.UsageError(f"{name!r} is not MODULE:ATTRIBUTE")
     sys.path.insert(0, str(Path.cwd()))
     try:
+        if reload:
+            return ReloadingFunction(Code(module, attribute))
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from runlane.worker.events import AgentError
+from runlane.worker.reload import ReloadingFunction
 
 T = TypeVar("T")
 
@@ -116,6 +117,8 @@ async def call_function(
 
     `in_thread` makes the turn of a plain one, and `as_event` checks what that yields.
     """
+    if isinstance(function, ReloadingFunction):
+        function = function.current()
     inner = innermost(function)
     if inspect.isasyncgenfunction(inner) or inspect.iscoroutinefunction(inner):
         return function(turn)

@@ -24,19 +24,26 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
+from runlane.worker.reload import Code
 from runlane.worker.threads import AgentFunction
 from runlane_server.agents.base import Agent
 from runlane_server.agents.functions import FunctionAgent, is_function
+from runlane_server.agents.reloading import ReloadingAgent
 from runlane_server.core.errors import SettingsError, StartError
 
 
-def import_agent(module: str, attribute: str, *, lenient_end: bool = False) -> Agent:
+def import_agent(
+    module: str, attribute: str, *, lenient_end: bool = False, reload: bool = False
+) -> Agent:
     """Imports an agent from a user's module. Raises StartError.
 
     With `lenient_end`, the answers of a pydantic_ai.Agent's model may end without a finish reason.
+    With `reload`, the module is loaded again when its files change.
 
     The working directory comes first on the import path, as with `python -m`.
     """
@@ -44,14 +51,25 @@ def import_agent(module: str, attribute: str, *, lenient_end: bool = False) -> A
     if directory not in sys.path:
         sys.path.insert(0, directory)
     name = f"{module}:{attribute}"
-    return as_agent(name, _import_object(name, module, attribute), lenient_end=lenient_end)
+    if reload:
+        code = Code(module, attribute)
+        return ReloadingAgent(
+            code, lambda: as_agent(name, _imported(name, code.load), lenient_end=lenient_end)
+        )
+    found = _imported(name, partial(_import_object, module, attribute))
+    return as_agent(name, found, lenient_end=lenient_end)
 
 
-def _import_object(name: str, module: str, attribute: str) -> object:
+def _import_object(module: str, attribute: str) -> object:
+    found: object = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _imported(name: str, load: Callable[[], object]) -> object:
     try:
-        found: object = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        return load()
     except AttributeError as exc:
         raise SettingsError(f"agent {name}: {_first_line(exc)}") from exc
     except Exception as exc:
@@ -59,7 +77,6 @@ def _import_object(name: str, module: str, attribute: str) -> object:
         # Other errors come from the module's own code, which may need a service that is down.
         wrong = isinstance(exc, (ImportError, SyntaxError))
         raise (SettingsError(message) if wrong else StartError(message)) from exc
-    return found
 
 
 def as_agent(name: str, found: object, *, lenient_end: bool = False) -> Agent:

@@ -49,7 +49,8 @@ class AgentSettings:
     see `acp.opening.AcpSettings`. `chat_instructions`: instructions for a language model, before
     the conversation. `chat_max_retries`: retries of a request to it.
     `chat_lenient_end`: whether its answers may end without a finish reason. `worker_lease`: seconds
-    that a worker without a connection keeps its run. `latches`: where scripted runs wait, for tests
+    that a worker without a connection keeps its run. `reload`: whether MODULE:ATTRIBUTE is loaded
+    again when its files change. `latches`: where scripted runs wait, for tests
     within the process.
     """
 
@@ -63,6 +64,7 @@ class AgentSettings:
     chat_lenient_end: bool = False
     latches: Latches | None = None
     worker_lease: float = 30.0
+    reload: bool = False
 
 
 DEFAULTS = AgentSettings()
@@ -97,7 +99,9 @@ def load_agent(spec: str, settings: AgentSettings = DEFAULTS) -> Agent:
         case "scripted" if not rest:
             return ScriptedAgent(settings.latches)
     if _MODULE.fullmatch(kind) and _MODULE.fullmatch(rest):
-        return import_agent(kind, rest, lenient_end=settings.chat_lenient_end)
+        return import_agent(
+            kind, rest, lenient_end=settings.chat_lenient_end, reload=settings.reload
+        )
     raise SettingsError(f"there is no agent {spec!r}; use one of {_NAMES}, <module>:<attribute>")
 
 

@@ -163,6 +163,13 @@ class Config:
         "Number of processes of each agent that is Python: chat:PROVIDER:MODEL and "
         "MODULE:ATTRIBUTE. 0: such agents run in the server's own process.",
     )
+    reload: bool = setting(
+        False,
+        Topic.AGENTS,
+        click.BOOL,
+        "Load MODULE:ATTRIBUTE agents again when their files change, for development. Runs under "
+        "way continue with the code that they have.",
+    )
     chat_instructions: str = setting(
         "",
         Topic.AGENTS,

@@ -261,9 +261,6 @@ class Executor:
             # Of a parked run no worker is at work.
             if active is None or active.asking.parked or not self.can_continue(active):
                 return Transition(lane, reply=None)
-            if lost.host not in {None, active.host}:
-                # Its worker has returned to another node meanwhile.
-                return Transition(lane, reply=active)
             token = fence_of(self._store, lost.session, active)
             if fence is not None and not compare_digest(token.encode(), fence.encode()):
                 return Transition(lane, reply=None)

@@ -280,6 +280,7 @@ def agent_settings(config: Config, states: StateDirs | None = None) -> AgentSett
         acp_auth=config.acp_auth,
         chat_instructions=config.chat_instructions or None,
         chat_lenient_end=config.chat_lenient_end,
+        reload=config.reload,
         latches=Latches(),
         worker_lease=config.worker_lease,
     )

@@ -88,6 +88,8 @@ async def follow(shared: SharedState, run_id: str, rng: random.Random) -> None:
     def take(answer: pb.SubscribeRunResponse) -> bool:
         nonlocal ended
         shared.tick()
+        if answer.HasField("progress"):
+            return False
         event = convert.run_event(answer.event)
         assert event is not None
         followed.events.append(event)

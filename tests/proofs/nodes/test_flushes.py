@@ -22,5 +22,6 @@ async def test_accept_at_eight_nodes_does_not_wait_for_ends() -> None:
     accept, end = (median(it) / FLUSH for it in (waits.accepts, waits.ends))
     print(f"accept {accept:.1f} flushes, end {end:.1f}")
     assert end > 6
-    # 3 on an idle machine; behind the ends it is 8 and more.
-    assert accept < 4.5
+    # It takes 2 to 3 flushes on an idle machine. Behind the ends it takes more than half the time
+    # of an end, whatever else the machine does.
+    assert accept < end / 4

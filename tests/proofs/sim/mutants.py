@@ -207,15 +207,8 @@ MUTANTS = (
         "a wake-up lost while a page is read",
         RunFollower,
         "next",
-        "            await self._wakeup.wait()",
-        "            self._wakeup.clear()\n            await self._wakeup.wait()",
-    ),
-    Mutant(
-        "a run whose backoff is over and that leaves its queue again and again",
-        Lanes,
-        "_act",
-        "is_due=can_start",
-        "is_due=False",
+        "            if not self._is_due:\n                await self._wakeup.wait(until)",
+        "            await self._wakeup.wait(until)",
     ),
     Mutant(
         "a worker that has its lease no longer than its connection",
@@ -258,13 +251,6 @@ MUTANTS = (
         "resume",
         "if self._is_stopped:",
         "if False:",
-    ),
-    Mutant(
-        "an answer that goes to the connection after the one that asked",
-        Execution,
-        "_take_folded",
-        "if self._slot is asker:",
-        "if True:",
     ),
     Mutant(
         "a prompt that joined the turn and is forgotten",
