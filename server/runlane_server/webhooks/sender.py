@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import ssl
 from collections import defaultdict
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from runlane_server.webhooks.destination import Destinations, Refused, Target
+from runlane_server.webhooks.names import Names
 
 TIMEOUT = 15.0
 """Seconds for a delivery, from the resolution of the name to the end of the answer."""
@@ -29,8 +28,6 @@ MAX_IDLE = 16
 """Idle connections kept for each endpoint."""
 
 IDLE_SECONDS = 20.0
-RESOLVERS = 16
-"""Threads that resolve names. A name server that does not answer holds one."""
 
 MAX_ADDRESSES = 3
 """Addresses of a name that are tried."""
@@ -77,7 +74,7 @@ class Sender:
         self._timeout = timeout
         self._idle: defaultdict[tuple[bool, str, int], list[_Connection]] = defaultdict(list)
         self._tls: ssl.SSLContext | None = None
-        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook-names")
+        self._names = Names()
 
     def close(self) -> None:
         """Closes all idle connections."""
@@ -85,14 +82,16 @@ class Sender:
             for connection in connections:
                 connection.close()
         self._idle.clear()
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
+        self._names.close()
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Sends a request. Raises DeliveryFailed if there is no answer."""
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, tenant: str
+    ) -> Answer:
+        """Sends a request. Raises DeliveryFailed if there is no answer, and NamesBusy."""
         try:
             target = Target.parse(url)
             async with asyncio.timeout(self._timeout):
-                return await self._post(target, _encode(target, headers, body))
+                return await self._post(target, _encode(target, headers, body), tenant)
         except TimeoutError:
             raise DeliveryFailed(f"no answer within {self._timeout:g} s") from None
         except (Refused, ValueError) as error:
@@ -102,13 +101,13 @@ class Sender:
         except (OSError, _Silent) as error:
             raise DeliveryFailed(_why(error)) from error
 
-    async def _post(self, target: Target, request: bytes) -> Answer:
+    async def _post(self, target: Target, request: bytes, tenant: str) -> Answer:
         kept = self._take_idle(target)
         if kept is not None:
             # The endpoint may have closed it; a delivery may arrive twice anyway.
             with suppress(OSError, _Silent):
                 return await self._exchange(target, kept, request)
-        return await self._exchange(target, await self._connect(target), request)
+        return await self._exchange(target, await self._connect(target, tenant), request)
 
     async def _exchange(self, target: Target, connection: _Connection, request: bytes) -> Answer:
         reusable = False
@@ -141,8 +140,8 @@ class Sender:
         connection.used_at = asyncio.get_running_loop().time()
         idle.append(connection)
 
-    async def _connect(self, target: Target) -> _Connection:
-        addresses = await self._resolve(target)
+    async def _connect(self, target: Target, tenant: str) -> _Connection:
+        addresses = await self._resolve(target, tenant)
         for n, address in enumerate(addresses, 1):
             try:
                 reader, writer = await asyncio.open_connection(
@@ -161,14 +160,11 @@ class Sender:
                 return _Connection(reader, writer)
         raise AssertionError("unreachable")
 
-    async def _resolve(self, target: Target) -> list[str]:
+    async def _resolve(self, target: Target, tenant: str) -> Sequence[str]:
         """The addresses of a host. Raises Refused if one of them is not allowed."""
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._resolvers,
-            lambda: socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM),
-        )
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = await self._names.addresses(target.host, tenant)
+        if not addresses:
+            raise Refused("the name of the host cannot be resolved")
         for address in addresses:
             self._destinations.check(address, is_https=target.is_https)
         return addresses[:MAX_ADDRESSES]
@@ -245,8 +241,6 @@ def _encode(target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
 def _why(error: Exception) -> str:
     if isinstance(error, _Silent):
         return "the connection was closed without an answer"
-    if isinstance(error, socket.gaierror):
-        return "the name of the host cannot be resolved"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     return "connection failed"
