@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from runlane_server.webhooks.connections import Connection, Endpoint, IdleConnections
 from runlane_server.webhooks.destination import Destinations, Refused, Target
 from runlane_server.webhooks.names import Names
 
@@ -23,11 +23,6 @@ TIMEOUT = 15.0
 
 MAX_ANSWER = 16 << 10
 """Bytes of the head of an answer, and of its body."""
-
-MAX_IDLE = 16
-"""Idle connections kept for each endpoint."""
-
-IDLE_SECONDS = 20.0
 
 MAX_ADDRESSES = 3
 """Addresses of a name that are tried."""
@@ -56,32 +51,19 @@ class Answer:
     content: bytes
 
 
-@dataclass(slots=True)
-class _Connection:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    used_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
-
-    def close(self) -> None:
-        self.writer.transport.abort()
-
-
 class Sender:
     """Posts deliveries, and keeps connections for the next ones."""
 
     def __init__(self, destinations: Destinations, *, timeout: float = TIMEOUT) -> None:
         self._destinations = destinations
         self._timeout = timeout
-        self._idle: defaultdict[tuple[bool, str, int], list[_Connection]] = defaultdict(list)
+        self._idle = IdleConnections()
         self._tls: ssl.SSLContext | None = None
         self._names = Names()
 
     def close(self) -> None:
         """Closes all idle connections."""
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
-        self._idle.clear()
+        self._idle.close()
         self._names.close()
 
     async def post(
@@ -102,14 +84,15 @@ class Sender:
             raise DeliveryFailed(_why(error)) from error
 
     async def _post(self, target: Target, request: bytes, tenant: str) -> Answer:
-        kept = self._take_idle(target)
+        endpoint = Endpoint(tenant, target.is_https, target.host, target.port)
+        kept = self._idle.take(endpoint)
         if kept is not None:
             # The endpoint may have closed it; a delivery may arrive twice anyway.
             with suppress(OSError, _Silent):
-                return await self._exchange(target, kept, request)
-        return await self._exchange(target, await self._connect(target, tenant), request)
+                return await self._exchange(endpoint, kept, request)
+        return await self._exchange(endpoint, await self._connect(target, endpoint), request)
 
-    async def _exchange(self, target: Target, connection: _Connection, request: bytes) -> Answer:
+    async def _exchange(self, endpoint: Endpoint, connection: Connection, request: bytes) -> Answer:
         reusable = False
         try:
             connection.writer.write(request)
@@ -118,46 +101,21 @@ class Sender:
             return answer
         finally:
             if reusable:
-                self._put_back(target, connection)
+                self._idle.put(endpoint, connection)
             else:
                 connection.close()
 
-    def _take_idle(self, target: Target) -> _Connection | None:
-        idle = self._idle.get((target.is_https, target.host, target.port), [])
-        now = asyncio.get_running_loop().time()
-        while idle:
-            connection = idle.pop()
-            if now - connection.used_at < IDLE_SECONDS and not connection.reader.at_eof():
-                return connection
-            connection.close()
-        return None
-
-    def _put_back(self, target: Target, connection: _Connection) -> None:
-        idle = self._idle[target.is_https, target.host, target.port]
-        if len(idle) >= MAX_IDLE:
-            connection.close()
-            return
-        connection.used_at = asyncio.get_running_loop().time()
-        idle.append(connection)
-
-    async def _connect(self, target: Target, tenant: str) -> _Connection:
-        addresses = await self._resolve(target, tenant)
+    async def _connect(self, target: Target, endpoint: Endpoint) -> Connection:
+        addresses = await self._resolve(target, endpoint.tenant)
+        tls = self._context() if target.is_https else None
         for n, address in enumerate(addresses, 1):
             try:
-                reader, writer = await asyncio.open_connection(
-                    address,
-                    target.port,
-                    ssl=self._context() if target.is_https else None,
-                    server_hostname=target.host if target.is_https else None,
-                    limit=MAX_ANSWER,
-                )
+                return await Connection.open(address, endpoint, tls=tls, limit=MAX_ANSWER)
             except ssl.SSLError:
                 raise
             except OSError:
                 if n == len(addresses):
                     raise
-            else:
-                return _Connection(reader, writer)
         raise AssertionError("unreachable")
 
     async def _resolve(self, target: Target, tenant: str) -> Sequence[str]:
