@@ -170,21 +170,27 @@ async def test_r31_a_session_gets_another_agent_while_its_lane_is_in_memory(stor
         await node.coordinator.create_session("s", agent="a")
         assert await answer(node, "s") == "a"
 
-        async def accept(agent: str) -> str:
+        async def accept(agent: str, *, reserved: bool) -> str:
+            change = SessionChange(agent=agent)
+            if not reserved:
+                await node.coordinator.update_session("s", change)
             with node.coordinator.begin_accepted("s") as accepted:
-                # With a reservation the lane stays in its mailbox.
-                await node.coordinator.update_session("s", SessionChange(agent=agent))
+                if reserved:  # the lane stays in its mailbox
+                    await node.coordinator.update_session("s", change)
                 acceptance = await node.coordinator.run_accepted(
                     accepted,
                     RunRequest(accepted.run_id, Prompt("x")),
                     allowed_agents=frozenset({agent}),
                 )
+            await node.end(acceptance.run.run_id)
+            await node.coordinator._lanes.wait_settled()
             return acceptance.run.agent
 
         # A lane from before the change would be refused: the caller may not use its agent.
-        assert [await accept(agent) for agent in ("b", "a", "b")] == ["b", "a", "b"]
-        await node.coordinator.update_session("s", SessionChange(agent=""))
-        assert await answer(node, "s") == "a"
+        assert await accept("b", reserved=True) == "b"
+        assert await accept("a", reserved=False) == "a"
+        await node.coordinator.update_session("s", SessionChange(agent="b"))
+        assert await answer(node, "s") == "b"
 
 
 async def test_r31_a_caller_gives_a_session_only_an_agent_of_its_own(store: Store) -> None:
