@@ -93,6 +93,16 @@ class SessionTopics:
         if change.version == 0:
             self._end(change.key, topic)
             return
+        if change.version < topic.version:
+            # Two connections of a store may report their commits in another order.
+            self._tails.drop(change.key)
+            topic.start = None
+        else:
+            self._add(change, topic)
+        for follower in topic.followers:
+            follower.wake()
+
+    def _add(self, change: LaneChange, topic: _Topic) -> None:
         if topic.start is None or topic.version != change.base:
             # Another node committed in between, or nothing was known yet.
             self._tails.drop(change.key)
@@ -101,8 +111,6 @@ class SessionTopics:
         for entry in change.entries:
             size = len(getattr(entry.event.body, "text", ""))
             self._tails.add(change.key, entry.place, entry, size, topic.start)
-        for follower in topic.followers:
-            follower.wake()
 
     def on_version(self, key: SessionKey, version: int) -> None:
         """Notes the version of a lane that other nodes change too; 0: there is no session."""
