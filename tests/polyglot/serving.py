@@ -77,7 +77,7 @@ async def say(client: Client, prompt: str = "hello", *, session: str = "by-hand"
 
 
 async def pass_marks(address: str, run_id: str, count: int = 4) -> None:
-    """Waits until every stream of an idle run has sent marks: ours, the last one, counts its own."""
+    """Waits until every stream of an idle run has sent marks: counts those of a new stream."""
     async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(SECONDS):
         runs = run_service_pb2_grpc.RunServiceStub(channel)
         request = run_service_pb2.SubscribeRunRequest(run_id=run_id)
