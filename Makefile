@@ -36,16 +36,28 @@ PACKAGES := dist/packages
 CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
 # Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
-# damage each row of a store, and walk the pages of the docs.
+# damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
 	tests/bench \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
+	tests/e2e/test_acp.py \
+	tests/e2e/test_agent_code.py \
 	tests/e2e/test_agent_processes.py \
+	tests/e2e/test_histories.py \
+	tests/e2e/test_operate.py \
 	tests/e2e/test_pages.py \
+	tests/e2e/test_processes.py \
+	tests/e2e/test_relay.py \
+	tests/e2e/test_webhooks.py \
 	tests/e2e/test_worker_restart.py \
+	tests/engine/test_input_nodes.py \
+	tests/engine/test_nodes.py \
 	tests/engine/test_outage.py \
+	tests/engine/test_recovery.py \
+	tests/engine/test_store_away.py \
 	tests/process/test_http_door.py \
+	tests/process/test_security.py \
 	tests/proofs/attack \
 	tests/proofs/conformance \
 	tests/proofs/crash \
@@ -59,6 +71,7 @@ PROOFS := \
 	tests/store/postgres/test_planted_rows.py \
 	tests/store/sqlite/test_names.py \
 	tests/store/sqlite/test_planted_rows.py \
+	tests/telemetry/test_scrape.py \
 	tests/web/test_console.py \
 	tests/web/test_console_text.py \
 	tests/webhooks/test_delivery.py \
@@ -66,7 +79,7 @@ PROOFS := \
 
 # The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) $(addprefix --ignore=,$(PROOFS)) \
-	--ignore=tests/access/test_quota_file.py --ignore=tests/engine/test_nodes.py -k 'not postgresql'
+	--ignore=tests/access/test_quota_file.py -k 'not postgresql'
 
 # The tests start hundreds of servers. Without a cache each would compile all modules again.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from runlane.client import Client
 from runlane.errors import (
+    ActiveRunChanged,
     AgentNotFound,
     AnswerInvalid,
     ClientClosed,
@@ -28,6 +29,7 @@ from runlane.errors import (
     CursorInvalid,
     DeadlineExceeded,
     Draining,
+    EditConflict,
     EmptyPrompt,
     EventGap,
     GateNotFound,
@@ -110,9 +112,11 @@ from runlane.types import (
     RunComplete,
     RunError,
     RunEvent,
+    RunOrder,
     RunRetryPolicy,
     RunState,
     Session,
+    SessionOrder,
     Started,
     Step,
     Text,
@@ -133,6 +137,7 @@ from runlane.wire import RetryPolicy
 
 __all__ = [
     "Accepted",
+    "ActiveRunChanged",
     "AgentInfo",
     "AgentNotFound",
     "Answer",
@@ -153,6 +158,7 @@ __all__ = [
     "Custom",
     "DeadlineExceeded",
     "Draining",
+    "EditConflict",
     "EmptyPrompt",
     "EventBody",
     "EventGap",
@@ -200,6 +206,7 @@ __all__ = [
     "RunIdConflict",
     "RunMissing",
     "RunNotFound",
+    "RunOrder",
     "RunRetryPolicy",
     "RunState",
     "RunlaneError",
@@ -210,6 +217,7 @@ __all__ = [
     "SessionExists",
     "SessionMissing",
     "SessionNotFound",
+    "SessionOrder",
     "SessionRunEvent",
     "SessionSnapshot",
     "SessionStream",

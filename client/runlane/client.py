@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from runlane import convert, inputs, webhooks
+from runlane import convert, inputs, listing, webhooks
 from runlane.arguments import build
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
@@ -38,9 +39,11 @@ from runlane.types import (
     CancelScope,
     Message,
     Run,
+    RunOrder,
     RunRetryPolicy,
     RunState,
     Session,
+    SessionOrder,
     WhenBusy,
 )
 from runlane.v1 import agent_service_pb2 as agents_pb
@@ -147,6 +150,7 @@ class Client:
         traceparent: str = "",
         retry_policy: RunRetryPolicy | None = None,
         agent: str = "",
+        expected_active_run_id: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
 
@@ -168,6 +172,7 @@ class Client:
             retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
             agent: The name of the agent that executes the run; see `list_agents`. Empty: the
                 session's agent, or the server's default.
+            expected_active_run_id: Accept the run only while this run is active. Empty: always.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
@@ -176,6 +181,7 @@ class Client:
             PermissionDenied: The caller may not use the agent.
             RunIdConflict: The run id exists already with a different request.
             SessionBusy: when_busy is REJECT and the session has work.
+            ActiveRunChanged: Another run than `expected_active_run_id` is active, or none.
             ValueError: when_busy is not a choice, or gRPC cannot send the traceparent.
             QueueFull, Overloaded, QuotaExceeded: The server is at a limit.
             Unavailable, DeadlineExceeded: The outcome is unknown. The same call with the `run_id`
@@ -194,6 +200,7 @@ class Client:
             allow_missing=allow_missing,
             retry_policy=convert.to_retry_policy(retry_policy),
             agent=agent,
+            expected_active_run_id=expected_active_run_id,
         )
         trace = (("traceparent", traceparent),) if traceparent else ()
         check_metadata(dict(trace))
@@ -377,28 +384,57 @@ class Client:
         session_id: str | None = None,
         *,
         states: Iterable[RunState] = (),
+        agent: str = "",
+        metadata: Mapping[str, str] | None = None,
+        accepted_from: datetime | None = None,
+        accepted_before: datetime | None = None,
+        ended_from: datetime | None = None,
+        ended_before: datetime | None = None,
+        order: RunOrder | None = None,
+        with_total_size: bool = False,
         page_size: int = 0,
     ) -> Pager[Run]:
-        """Lists runs, most recently accepted first, without the text of their RunComplete.
+        """Lists runs that match all filters, without the text of their RunComplete.
 
         Args:
             session_id: Return only runs of this session; None: all sessions.
             states: Return only runs in these states; empty: all states.
+            agent: Return only runs of this agent; empty: all agents.
+            metadata: Return only runs that have all these labels, at most 8.
+            accepted_from: Return only runs accepted at this time or later.
+            accepted_before: Return only runs accepted before this time.
+            ended_from: Return only runs that ended at this time or later.
+            ended_before: Return only runs that ended before this time.
+            order: The order. None: most recently ended first with `ended_from` or `ended_before`,
+                else most recently accepted first.
+            with_total_size: Count the matching runs; pages then have `total_size`.
             page_size: Number of runs per page, at most 1,000; 0: 50.
 
-        Raises ValueError if a state is not a choice, and TypeError if states is a str.
+        Raises ValueError if a value is not a choice or a time has no time zone, and TypeError if
+        states is a str.
         """
-        request = build(
-            runs_pb.ListRunsRequest,
-            session_id=session_id or "",
-            states=map(convert.to_run_state, convert.to_tuple("states", states)),
+        times = {
+            "accepted_from": accepted_from,
+            "accepted_before": accepted_before,
+            "ended_from": ended_from,
+            "ended_before": ended_before,
+        }
+        request = listing.runs_request(
+            session_id,
+            states,
+            order,
+            times,
+            agent=agent,
+            metadata=dict(metadata or {}),
+            with_total_size=with_total_size,
             page_size=page_size,
         )
 
         async def fetch(page_token: str) -> Page[Run]:
             request.page_token = page_token
             response = await self._wire.call(self._wire.runs.ListRuns, request)
-            return Page(tuple(map(convert.run, response.runs)), response.next_page_token)
+            items = tuple(map(convert.run, response.runs))
+            return listing.page(items, response, with_total_size=with_total_size)
 
         return Pager(fetch)
 
@@ -501,16 +537,81 @@ class Client:
         response = await self._wire.call(self._wire.sessions.GetSession, request)
         return convert.session(response.session)
 
-    def list_sessions(self, *, page_size: int = 0) -> Pager[Session]:
-        """Lists sessions, most recently created first; `page_size` as in `list_runs`."""
-        request = build(sessions_pb.ListSessionsRequest, page_size=page_size)
+    def list_sessions(
+        self,
+        *,
+        agent: str = "",
+        metadata: Mapping[str, str] | None = None,
+        busy: bool | None = None,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+        order: SessionOrder | None = None,
+        with_total_size: bool = False,
+        page_size: int = 0,
+    ) -> Pager[Session]:
+        """Lists sessions that match all filters.
+
+        Args:
+            agent: Return only sessions with this agent; empty: all agents.
+            metadata: Return only sessions that have all these labels, at most 8.
+            busy: Return only busy sessions, or only idle ones; None: both.
+            created_from: Return only sessions created at this time or later.
+            created_before: Return only sessions created before this time.
+            order: The order; None: most recently created first.
+            with_total_size: Count the matching sessions; pages then have `total_size`.
+            page_size: Number of sessions per page, at most 1,000; 0: 50.
+
+        Raises ValueError if the order is not a choice or a time has no time zone.
+        """
+        request = listing.sessions_request(
+            order,
+            {"created_from": created_from, "created_before": created_before},
+            agent=agent,
+            metadata=dict(metadata or {}),
+            busy=busy,
+            with_total_size=with_total_size,
+            page_size=page_size,
+        )
 
         async def fetch(page_token: str) -> Page[Session]:
             request.page_token = page_token
             response = await self._wire.call(self._wire.sessions.ListSessions, request)
-            return Page(tuple(map(convert.session, response.sessions)), response.next_page_token)
+            items = tuple(map(convert.session, response.sessions))
+            return listing.page(items, response, with_total_size=with_total_size)
 
         return Pager(fetch)
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        title: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        agent: str | None = None,
+        etag: str = "",
+    ) -> Session:
+        """Changes a session; None leaves a value as it is.
+
+        Args:
+            session_id: The session.
+            title: The new display name.
+            metadata: The new labels, instead of all earlier ones.
+            agent: The new agent of runs that name none; empty: the server's default.
+            etag: `Session.etag` as it was read; if the session was changed since, the call raises
+                EditConflict.
+
+        Raises SessionNotFound, EditConflict, AgentNotFound, InvalidArgument, and ValueError without
+        a change.
+        """
+        request = listing.update_session_request(
+            session_id,
+            etag,
+            title=title,
+            metadata=None if metadata is None else dict(metadata),
+            agent=agent,
+        )
+        response = await self._wire.call(self._wire.sessions.UpdateSession, request)
+        return convert.session(response.session)
 
     async def delete_session(self, session_id: str) -> None:
         """Deletes an idle session with its runs and its transcript.
@@ -525,13 +626,20 @@ class Client:
             if error.attempts == 1:
                 raise
 
-    def list_messages(self, session_id: str, *, page_size: int = 0) -> Pager[Message]:
-        """Lists the messages of a session, oldest first.
+    def list_messages(
+        self, session_id: str, *, run_id: str | None = None, page_size: int = 0
+    ) -> Pager[Message]:
+        """Lists the messages of a session, or of one of its runs, oldest first.
 
         The iterator joins messages that were split between pages; `page` and `pages` do not.
         `page_size` as in `list_runs`. The first step may raise SessionNotFound.
         """
-        request = build(sessions_pb.ListMessagesRequest, session_id=session_id, page_size=page_size)
+        request = build(
+            sessions_pb.ListMessagesRequest,
+            session_id=session_id,
+            run_id=run_id or "",
+            page_size=page_size,
+        )
 
         async def fetch(page_token: str) -> Page[Message]:
             request.page_token = page_token

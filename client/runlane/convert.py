@@ -219,6 +219,7 @@ def run(message: run_pb2.Run) -> t.Run:
             _retry_policy(message.retry_policy) if message.HasField("retry_policy") else None
         ),
         agent=message.agent,
+        last_event_index=message.last_event_index,
     )
 
 
@@ -258,6 +259,7 @@ def session(message: session_pb2.Session) -> t.Session:
         created_at=_time(message.created_at),
         updated_at=_time(message.updated_at),
         agent=message.agent,
+        etag=message.etag,
     )
 
 

@@ -11,6 +11,7 @@
     │   └── PageTokenInvalid
     ├── SessionNotFound
     ├── SessionExists
+    ├── EditConflict             the record was changed since it was read
     ├── SessionBusy
     ├── RunNotFound
     ├── RunIdConflict
@@ -18,6 +19,7 @@
     ├── AgentNotFound
     ├── InputNotFound
     ├── InputClosed              the input request takes no answer any more
+    ├── ActiveRunChanged         another run is active than expected; `active_run_id` names it
     ├── WebhookNotFound
     ├── WebhookChanged           the webhook was changed meanwhile
     ├── QueueFull
@@ -171,6 +173,13 @@ class SessionExists(RunlaneError):
     default_status = StatusCode.ALREADY_EXISTS
 
 
+class EditConflict(RunlaneError):
+    """The record was changed since it was read. Read it again before you change it."""
+
+    reason = "EDIT_CONFLICT"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+
 class SessionBusy(RunlaneError):
     """The session has unfinished runs and the call requires an idle session."""
 
@@ -223,6 +232,18 @@ class InputClosed(RunlaneError):
 
     reason = "INPUT_CLOSED"
     default_status = StatusCode.FAILED_PRECONDITION
+
+
+class ActiveRunChanged(RunlaneError):
+    """Another run of the session is active than the caller expected, or none."""
+
+    reason = "ACTIVE_RUN_CHANGED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+    @property
+    def active_run_id(self) -> str:
+        """The run that is active; empty for none."""
+        return self.metadata.get("active_run_id", "")
 
 
 class WebhookNotFound(RunlaneError):
@@ -388,6 +409,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             SessionMissing,
             SessionNotFound,
             SessionExists,
+            EditConflict,
             SessionBusy,
             RunMissing,
             RunNotFound,
@@ -397,6 +419,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             InputNotFound,
             InputClosed,
             AnswerInvalid,
+            ActiveRunChanged,
             WebhookNotFound,
             WebhookChanged,
             QueueFull,

@@ -13,10 +13,16 @@ ItemT = TypeVar("ItemT")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[ItemT]):
-    """A page of a listing; `next_page_token` is empty on the last page."""
+    """A page of a listing; `next_page_token` is empty on the last page.
+
+    `total_size` is the number of items over all pages, if it was asked for. There may be more if
+    `total_size_is_minimum`.
+    """
 
     items: tuple[ItemT, ...]
     next_page_token: str
+    total_size: int | None = None
+    total_size_is_minimum: bool = False
 
 
 class Pager(Generic[ItemT]):

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -54,9 +55,11 @@ from runlane.types import (
     Run,
     RunComplete,
     RunEvent,
+    RunOrder,
     RunRetryPolicy,
     RunState,
     Session,
+    SessionOrder,
     WhenBusy,
 )
 from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
@@ -151,6 +154,7 @@ class Client:
         traceparent: str = "",
         retry_policy: RunRetryPolicy | None = None,
         agent: str = "",
+        expected_active_run_id: str = "",
     ) -> RunHandle:
         """Submits a prompt to a session; returns when the run is durable.
 
@@ -172,6 +176,7 @@ class Client:
             retry_policy: Repeats attempts that the agent fails; None: a failure ends the run.
             agent: The name of the agent that executes the run; see `list_agents`. Empty: the
                 session's agent, or the server's default.
+            expected_active_run_id: Accept the run only while this run is active. Empty: always.
 
         Raises:
             EmptyPrompt, SessionMissing, PromptTooLarge, InvalidArgument: The request is invalid.
@@ -180,6 +185,7 @@ class Client:
             PermissionDenied: The caller may not use the agent.
             RunIdConflict: The run id exists already with a different request.
             SessionBusy: when_busy is REJECT and the session has work.
+            ActiveRunChanged: Another run than `expected_active_run_id` is active, or none.
             ValueError: when_busy is not a choice, or gRPC cannot send the traceparent.
             QueueFull, Overloaded, QuotaExceeded: The server is at a limit.
             Unavailable, DeadlineExceeded: The outcome is unknown. The same call with the `run_id`
@@ -201,6 +207,7 @@ class Client:
                 traceparent=traceparent,
                 retry_policy=retry_policy,
                 agent=agent,
+                expected_active_run_id=expected_active_run_id,
             ),
         )
 
@@ -355,19 +362,54 @@ class Client:
         return self._portal.call(self._inner.get_run, run_id)
 
     def list_runs(
-        self, session_id: str | None = None, *, states: Iterable[RunState] = (), page_size: int = 0
+        self,
+        session_id: str | None = None,
+        *,
+        states: Iterable[RunState] = (),
+        agent: str = "",
+        metadata: Mapping[str, str] | None = None,
+        accepted_from: datetime | None = None,
+        accepted_before: datetime | None = None,
+        ended_from: datetime | None = None,
+        ended_before: datetime | None = None,
+        order: RunOrder | None = None,
+        with_total_size: bool = False,
+        page_size: int = 0,
     ) -> Pager[Run]:
-        """Lists runs, most recently accepted first, without the text of their RunComplete.
+        """Lists runs that match all filters, without the text of their RunComplete.
 
         Args:
             session_id: Return only runs of this session; None: all sessions.
             states: Return only runs in these states; empty: all states.
+            agent: Return only runs of this agent; empty: all agents.
+            metadata: Return only runs that have all these labels, at most 8.
+            accepted_from: Return only runs accepted at this time or later.
+            accepted_before: Return only runs accepted before this time.
+            ended_from: Return only runs that ended at this time or later.
+            ended_before: Return only runs that ended before this time.
+            order: The order. None: most recently ended first with `ended_from` or `ended_before`,
+                else most recently accepted first.
+            with_total_size: Count the matching runs; pages then have `total_size`.
             page_size: Number of runs per page, at most 1,000; 0: 50.
 
-        Raises ValueError if a state is not a choice, and TypeError if states is a str.
+        Raises ValueError if a value is not a choice or a time has no time zone, and TypeError if
+        states is a str.
         """
         return Pager(
-            self._portal, self._inner.list_runs(session_id, states=states, page_size=page_size)
+            self._portal,
+            self._inner.list_runs(
+                session_id,
+                states=states,
+                agent=agent,
+                metadata=metadata,
+                accepted_from=accepted_from,
+                accepted_before=accepted_before,
+                ended_from=ended_from,
+                ended_before=ended_before,
+                order=order,
+                with_total_size=with_total_size,
+                page_size=page_size,
+            ),
         )
 
     def list_input_requests(
@@ -440,9 +482,76 @@ class Client:
         """Returns a session. Raises SessionNotFound."""
         return self._portal.call(self._inner.get_session, session_id)
 
-    def list_sessions(self, *, page_size: int = 0) -> Pager[Session]:
-        """Lists sessions, most recently created first; `page_size` as in `list_runs`."""
-        return Pager(self._portal, self._inner.list_sessions(page_size=page_size))
+    def list_sessions(
+        self,
+        *,
+        agent: str = "",
+        metadata: Mapping[str, str] | None = None,
+        busy: bool | None = None,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+        order: SessionOrder | None = None,
+        with_total_size: bool = False,
+        page_size: int = 0,
+    ) -> Pager[Session]:
+        """Lists sessions that match all filters.
+
+        Args:
+            agent: Return only sessions with this agent; empty: all agents.
+            metadata: Return only sessions that have all these labels, at most 8.
+            busy: Return only busy sessions, or only idle ones; None: both.
+            created_from: Return only sessions created at this time or later.
+            created_before: Return only sessions created before this time.
+            order: The order; None: most recently created first.
+            with_total_size: Count the matching sessions; pages then have `total_size`.
+            page_size: Number of sessions per page, at most 1,000; 0: 50.
+
+        Raises ValueError if the order is not a choice or a time has no time zone.
+        """
+        return Pager(
+            self._portal,
+            self._inner.list_sessions(
+                agent=agent,
+                metadata=metadata,
+                busy=busy,
+                created_from=created_from,
+                created_before=created_before,
+                order=order,
+                with_total_size=with_total_size,
+                page_size=page_size,
+            ),
+        )
+
+    def update_session(
+        self,
+        session_id: str,
+        *,
+        title: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        agent: str | None = None,
+        etag: str = "",
+    ) -> Session:
+        """Changes a session; None leaves a value as it is.
+
+        Args:
+            session_id: The session.
+            title: The new display name.
+            metadata: The new labels, instead of all earlier ones.
+            agent: The new agent of runs that name none; empty: the server's default.
+            etag: `Session.etag` as it was read; if the session was changed since, the call raises
+                EditConflict.
+
+        Raises SessionNotFound, EditConflict, AgentNotFound, InvalidArgument, and ValueError without
+        a change.
+        """
+        return self._portal.call(
+            self._inner.update_session,
+            session_id,
+            title=title,
+            metadata=metadata,
+            agent=agent,
+            etag=etag,
+        )
 
     def delete_session(self, session_id: str) -> None:
         """Deletes an idle session with its runs and its transcript.
@@ -451,13 +560,17 @@ class Client:
         """
         self._portal.call(self._inner.delete_session, session_id)
 
-    def list_messages(self, session_id: str, *, page_size: int = 0) -> Pager[Message]:
-        """Lists the messages of a session, oldest first.
+    def list_messages(
+        self, session_id: str, *, run_id: str | None = None, page_size: int = 0
+    ) -> Pager[Message]:
+        """Lists the messages of a session, or of one of its runs, oldest first.
 
         The iterator joins messages that were split between pages; `page` and `pages` do not.
         `page_size` as in `list_runs`. The first step may raise SessionNotFound.
         """
-        return Pager(self._portal, self._inner.list_messages(session_id, page_size=page_size))
+        return Pager(
+            self._portal, self._inner.list_messages(session_id, run_id=run_id, page_size=page_size)
+        )
 
     def list_agents(self) -> tuple[AgentInfo, ...]:
         """Lists the agents that the caller may use, with their state on the node that answers."""

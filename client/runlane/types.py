@@ -210,7 +210,7 @@ class Run:
     """An accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text.
 
     `agent` executes the run. It is empty for a run from before agents had names, and from servers
-    of that time.
+    of that time. `last_event_index` is that of its last event when it was read.
     """
 
     session_id: str
@@ -230,6 +230,23 @@ class Run:
     run_complete: RunComplete | None = None
     retry_policy: RunRetryPolicy | None = None
     agent: str = ""
+    last_event_index: int = 0
+
+
+class RunOrder(StrEnum):
+    """The order of a list of runs. Lists by the end leave out runs that have not ended."""
+
+    LATEST_ACCEPTED = "latest-accepted"
+    EARLIEST_ACCEPTED = "earliest-accepted"
+    LATEST_ENDED = "latest-ended"
+    EARLIEST_ENDED = "earliest-ended"
+
+
+class SessionOrder(StrEnum):
+    """The order of a list of sessions."""
+
+    LATEST_CREATED = "latest-created"
+    EARLIEST_CREATED = "earliest-created"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +282,8 @@ class CancelReceipt:
 class Session:
     """A conversation: an ordered transcript and one lane of runs.
 
-    `agent` is the agent of its runs that name none; empty: the server's default.
+    `agent` is the agent of its runs that name none; empty: the server's default. `etag` is for
+    `Client.update_session`.
     """
 
     session_id: str
@@ -278,6 +296,7 @@ class Session:
     created_at: datetime
     updated_at: datetime
     agent: str = ""
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ _MAX_BODIES: Mapping[str, int] = MappingProxyType(
         "SubscribeRunComplete": 512 << 10,
         "AnswerInput": 512 << 10,
         "CreateSession": 512 << 10,
+        "UpdateSession": 512 << 10,
     }
 )
 """Maximum size in bytes of the body of a rpc, close to that of its message at the server."""
@@ -191,6 +192,7 @@ ROUTES: tuple[Route, ...] = (
     _session("POST", "/v1/sessions", "CreateSession", body=True),
     _session("GET", "/v1/sessions", "ListSessions"),
     _session("GET", "/v1/sessions/{session_id}", "GetSession"),
+    _session("PATCH", "/v1/sessions/{session_id}", "UpdateSession", body=True),
     _session("DELETE", "/v1/sessions/{session_id}", "DeleteSession"),
     _webhook("POST", "/v1/webhooks", "CreateWebhook", body=True),
     _webhook("GET", "/v1/webhooks", "ListWebhooks"),

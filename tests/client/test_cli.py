@@ -32,7 +32,13 @@ from runlane.cli.run_view import end_text
 from runlane.cli.sessions import MESSAGE_COLUMNS
 from runlane.cli.terminal import for_terminal
 from runlane.cli.watch import columns, line
-from runlane.v1 import run_pb2, run_service_pb2, session_pb2
+from runlane.v1 import (
+    agent_service_pb2,
+    run_pb2,
+    run_service_pb2,
+    session_pb2,
+    session_service_pb2,
+)
 from runlane.v1.session_service_pb2 import SubscribeSessionResponse as Streamed
 from support.command import START, finish, start
 from support.peer import (
@@ -412,6 +418,47 @@ async def test_watch_goes_on_and_ends_with_its_cursor(peer: Peer) -> None:
     assert err.splitlines()[-1] == "resume with --cursor c2"
     assert err.startswith("reconnecting: ")
     assert "connected again" in err
+
+
+# --- The queue and the server ---------------------------------------------------------------------
+
+
+async def test_queue_lists_what_has_not_ended_in_accept_order(peer: Peer) -> None:
+    peer.scripts["ListRuns"] = [
+        (run_service_pb2.ListRunsResponse(runs=[run("a"), run("b")], total_size=2),)
+    ]
+    code, out, err = await finish(await start(peer, "queue", "--total"))
+    assert (code, err) == (0, "2 in all\n")
+    assert [each.split("\t")[3] for each in out.splitlines()] == ["a", "b"]
+    (sent,) = peer.requests["ListRuns"]
+    assert sent.order == run_service_pb2.RUN_ORDER_EARLIEST_ACCEPTED
+    assert not {COMPLETED, CANCELLED, FAILED} & set(sent.states)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_status_exits_with_1_unless_an_agent_is_ready(peer: Peer, ready: bool) -> None:
+    agent = agent_service_pb2.Agent(name="default", kind="echo", ready=ready)
+    peer.scripts["ListAgents"] = [(agent_service_pb2.ListAgentsResponse(agents=[agent]),)]
+    peer.scripts["ListRuns"] = [
+        (run_service_pb2.ListRunsResponse(total_size=count),) for count in (3, 5)
+    ]
+    code, out, _ = await finish(await start(peer, "status", "--json"))
+    found = json.loads(out)
+    assert code == (0 if ready else 1)
+    assert (found["active_runs"], found["waiting_runs"]) == (3, 5)
+    assert found["agents"] == [{"name": "default", "kind": "echo", "ready": ready}]
+
+
+async def test_update_of_a_session_sends_what_is_given(peer: Peer) -> None:
+    session = session_pb2.Session(session_id="s")
+    peer.scripts["GetSession"] = [(session_service_pb2.GetSessionResponse(session=session),)]
+    peer.scripts["UpdateSession"] = [(session_service_pb2.UpdateSessionResponse(session=session),)]
+    arguments = ("sessions", "update", "s", "--title", "new", "--label", "a=b=c")
+    code, out, err = await finish(await start(peer, *arguments))
+    assert (code, out, err) == (0, "s\n", "")
+    (sent,) = peer.requests["UpdateSession"]
+    assert (sent.title, dict(sent.metadata)) == ("new", {"a": "b=c"})
+    assert list(sent.update_mask.paths) == ["title", "metadata"]
 
 
 # --- Following -----------------------------------------------------------------------------------

@@ -363,3 +363,44 @@ def test_ids_are_uuids_of_version_7_and_differ() -> None:
     assert len(set(made)) == 100
     now = datetime.now(UTC).timestamp() * 1000
     assert abs((made[-1].int >> 80) - now) < 60_000
+
+
+async def test_filters_of_a_list_are_sent(peer: Peer, client: Client) -> None:
+    peer.scripts["ListRuns"] = [
+        (run_service_pb2.ListRunsResponse(runs=[run("a")], total_size=7),),
+    ]
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    pager = client.list_runs(
+        agent="a",
+        metadata={"k": "v"},
+        accepted_from=noon,
+        ended_before=noon,
+        order=runlane.RunOrder.EARLIEST_ENDED,
+        with_total_size=True,
+    )
+    page = await pager.page()
+    assert (page.total_size, page.total_size_is_minimum) == (7, False)
+    (sent,) = peer.requests["ListRuns"]
+    assert (sent.agent, dict(sent.metadata)) == ("a", {"k": "v"})
+    assert sent.accepted_from.ToDatetime(UTC) == sent.ended_before.ToDatetime(UTC) == noon
+    assert sent.order == run_service_pb2.RUN_ORDER_EARLIEST_ENDED
+    assert not sent.HasField("accepted_before")
+    with pytest.raises(ValueError, match="ended_from: has no time zone"):
+        client.list_runs(ended_from=datetime(2026, 1, 1))  # noqa: DTZ001 - it has none
+
+
+async def test_only_what_is_given_of_a_session_is_changed(peer: Peer, client: Client) -> None:
+    session = session_pb2.Session(session_id="s", title="new", etag="e2")
+    peer.scripts["UpdateSession"] = [
+        (session_service_pb2.UpdateSessionResponse(session=session),),
+        (Refuse(StatusCode.FAILED_PRECONDITION, "EDIT_CONFLICT"),),
+    ]
+    changed = await client.update_session("s", title="new", metadata={}, etag="e1")
+    assert (changed.title, changed.etag) == ("new", "e2")
+    (sent,) = peer.requests["UpdateSession"]
+    assert (list(sent.update_mask.paths), sent.etag) == (["title", "metadata"], "e1")
+    with pytest.raises(runlane.EditConflict):
+        await client.update_session("s", agent="")
+    assert len(peer.requests["UpdateSession"]) == 2
+    with pytest.raises(ValueError, match="nothing to change"):
+        await client.update_session("s")

@@ -37,6 +37,7 @@ from proofs.lanecheck.shapes import enter, lane_of, picture
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.errors import (
+    ActiveRunChanged,
     AgentNotFound,
     IllegalCommand,
     PermissionDenied,
@@ -138,6 +139,7 @@ def test_r06_a_released_reservation_cannot_be_accepted_nor_one_accepted_twice() 
     ("command", "error"),
     [
         (accept("n", REJECT), SessionBusy),
+        (Command(Verb.ACCEPT, "n", "n", expected="other"), ActiveRunChanged),
         (Command(Verb.ACCEPT, "n", "n", max_waiting=0), QueueFull),
     ],
 )
@@ -551,6 +553,43 @@ def test_r27_a_burst_of_reject_accepts_admits_the_first_one(first: str) -> None:
     with pytest.raises(SessionBusy):
         accept("b", REJECT).apply(lane)
     assert picture(lane) == "a:accepted [b]"
+
+
+@pytest.mark.parametrize(
+    ("shape", "active"),
+    [
+        ("idle", ""),
+        ("waiting for a slot", ""),
+        ("active", "a"),
+        ("cancelling", "a"),
+        ("active + queued", "a"),
+    ],
+)
+def test_accept_that_expects_another_active_run_changes_nothing(shape: str, active: str) -> None:
+    lane, _ = after([reserve("n")], lane_of(shape))
+    wrong = Command(Verb.ACCEPT, "n", "n", INTERRUPT, expected="other")
+    with pytest.raises(ActiveRunChanged) as caught:
+        wrong.apply(lane)
+    assert caught.value.metadata["active_run_id"] == active
+    if active:
+        right = Command(Verb.ACCEPT, "n", "n", expected=active)
+        assert right.apply(lane).reply.run_id == "n"
+
+
+def test_repeated_accept_is_answered_whatever_is_active_now() -> None:
+    lane, _ = after([*enter("n"), reserve("m")], lane_of("active"))
+    again, _ = after([reserve("again")], lane)
+    repeated = Command(Verb.ACCEPT, "again", "n", expected="long ago")
+    made = repeated.apply(again)
+    assert (made.reply.run_id, made.needs_commit) == ("n", False)
+
+
+def test_run_that_waits_for_its_next_attempt_is_expected_as_the_active_one() -> None:
+    lane = lane_of("backing off")
+    lane, _ = after([reserve("n")], lane)
+    assert lane.backing_off is not None
+    made = Command(Verb.ACCEPT, "n", "n", expected=lane.backing_off.run_id).apply(lane)
+    assert made.reply.run_id == "n"
 
 
 def test_r27_interrupt_cancels_the_active_run_and_goes_to_the_head() -> None:

@@ -44,6 +44,12 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "an accept that expects another active run is accepted",
+        'if request.expected_active not in {"", lane.active_run_id}:',
+        "if False:",
+        "refuse",
+    ),
+    Mutant(
         "a cancel covers only the first of two accepts that have begun",
         "and held.run_id not in known and not held.covered\n    ]",
         "and held.run_id not in known and not held.covered\n    ][:1]",

@@ -111,6 +111,11 @@ WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
     (sessions_pb.CreateSessionRequest, "session_id", {}),
     (sessions_pb.GetSessionRequest, "session_id", {}),
     (sessions_pb.DeleteSessionRequest, "session_id", {}),
+    (
+        sessions_pb.UpdateSessionRequest,
+        "session_id",
+        {"title": "t", "update_mask": FieldMask(paths=["title"])},
+    ),
     (sessions_pb.ListMessagesRequest, "session_id", {}),
 ]
 
@@ -142,6 +147,13 @@ UNKNOWN: list[Case] = [
     (runs_pb.GetRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
     (sessions_pb.GetSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
     (sessions_pb.DeleteSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (
+        sessions_pb.UpdateSessionRequest(
+            session_id="no", title="t", update_mask=FieldMask(paths=["title"])
+        ),
+        "SESSION_NOT_FOUND",
+        [],
+    ),
     (sessions_pb.ListMessagesRequest(session_id="no"), "SESSION_NOT_FOUND", []),
 ]
 
@@ -171,6 +183,7 @@ SIZES: list[Case] = [
     (runs_pb.SubscribeRunCompleteRequest(run_ids=["r"] * 1001), "INVALID_ARGUMENT", ["run_ids"]),
     (runs_pb.ListInputRequestsRequest(page_size=-1), "INVALID_ARGUMENT", ["page_size"]),
     (sessions_pb.CreateSessionRequest(title="x" * 1025), "INVALID_ARGUMENT", ["title"]),
+    (sessions_pb.UpdateSessionRequest(session_id="s"), "INVALID_ARGUMENT", ["update_mask"]),
     (
         sessions_pb.CreateSessionRequest(metadata={str(n): "" for n in range(65)}),
         "INVALID_ARGUMENT",

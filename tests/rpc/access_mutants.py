@@ -321,9 +321,9 @@ REMOVED = (
     Removed(
         "a page token of another tenant is accepted",
         RunService,
-        "_page_tokens",
-        '            "ListRuns",\n            tenant(),',
-        '            "ListRuns",',
+        "ListRuns",
+        "lists.Tokens(self._store.store_id, tenant())",
+        'lists.Tokens(self._store.store_id, "acme")',
         "cursors",
     ),
     Removed(
@@ -381,16 +381,16 @@ REMOVED = (
         "ListRuns ignores the tenant",
         RunService,
         "ListRuns",
-        "list_runs(\n                tenant(),",
-        'list_runs(\n                "acme",',
+        "list_runs(tenant(),",
+        'list_runs("acme",',
         "strangers",
     ),
     Removed(
         "ListSessions ignores the tenant",
         SessionService,
         "ListSessions",
-        "list_sessions(tenant(),",
-        'list_sessions("acme",',
+        "list_sessions(\n                tenant(),",
+        'list_sessions(\n                "acme",',
         "lists",
     ),
     Removed(
@@ -400,6 +400,14 @@ REMOVED = (
         TENANT,
         THEIRS,
         "lists",
+    ),
+    Removed(
+        "UpdateSession ignores the tenant",
+        SessionService,
+        "UpdateSession",
+        "tenant=tenant()",
+        'tenant="acme"',
+        "strangers",
     ),
     Removed(
         "ListMessages ignores the tenant",

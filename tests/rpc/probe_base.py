@@ -31,6 +31,7 @@ MIN_ROLE: Mapping[str, str] = {
     RUNS + "AnswerInput": "answer",
     "/runlane.v1.AgentService/ListAgents": "read",
     SESSIONS + "CreateSession": "run",
+    SESSIONS + "UpdateSession": "run",
     SESSIONS + "GetSession": "read",
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",

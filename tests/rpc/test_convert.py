@@ -135,6 +135,7 @@ RUN = model.Run(
     complete=COMPLETE,
     agent="coder",
     retry=RetryPolicy(("BUSY",), 3, 1_000_001, 2_000_002, after_output=True),
+    last_event_index=7,
 )
 
 SESSION = model.Session(

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.core.errors import (
     EmptyPrompt,
     InvalidArgument,
+    PageTokenInvalid,
     PromptTooLarge,
     RunMissing,
     SessionMissing,
@@ -21,8 +23,10 @@ from runlane_server.core.errors import (
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import CancelScope, RunState, WhenBusy
 from runlane_server.core.retry import RetryPolicy
-from runlane_server.rpc import validate
+from runlane_server.engine.editing import SessionChange
+from runlane_server.rpc import lists, validate
 from runlane_server.store.base import EventFilter
+from runlane_server.store.lookup import RunFilter, RunOrder, SessionFilter, Span
 
 LIMITS = Limits(max_prompt_bytes=100, max_attachment_bytes=50)
 WEEK = 7 * 24 * 3600
@@ -47,12 +51,17 @@ def check_subscribe_run_complete(
     return validate.subscribe_run_complete(request, lambda: None)[0]
 
 
-def check_list_runs(request: run_service_pb2.ListRunsRequest) -> validate.RunFilter:
-    return validate.list_runs(request, lambda _: None)[0]
+TOKENS = lists.Tokens(bytes(8), "tenant")
 
 
-def check_list_sessions(request: session_service_pb2.ListSessionsRequest) -> int:
-    return validate.list_sessions(request, lambda: None)[0]
+def check_list_runs(request: run_service_pb2.ListRunsRequest) -> lists.ListRequest[RunFilter]:
+    return lists.list_runs(request, TOKENS)
+
+
+def check_list_sessions(
+    request: session_service_pb2.ListSessionsRequest,
+) -> lists.ListRequest[SessionFilter]:
+    return lists.list_sessions(request, TOKENS)
 
 
 def check_list_messages(request: session_service_pb2.ListMessagesRequest) -> int:
@@ -338,6 +347,18 @@ TABLE: list[tuple[str, Check, Message, type[InvalidArgument], str]] = [
         "states[0]",
     ),
     *(
+        (f"list of runs, {field}", check_list_runs, request, InvalidArgument, field)
+        for field, request in {
+            "agent": run_service_pb2.ListRunsRequest(agent="a b"),
+            "metadata": run_service_pb2.ListRunsRequest(metadata={str(n): "" for n in range(9)}),
+            "accepted_from": run_service_pb2.ListRunsRequest(accepted_from=Timestamp(seconds=-1)),
+            "ended_before": run_service_pb2.ListRunsRequest(
+                ended_before=Timestamp(nanos=1_000_000_000)
+            ),
+            "order": run_service_pb2.ListRunsRequest(order=9),  # type: ignore[arg-type]
+        }.items()
+    ),
+    *(
         (f"page size, {check.__name__}", check, request, InvalidArgument, "page_size")
         for check, request in (
             (check_list_runs, run_service_pb2.ListRunsRequest(page_size=-1)),
@@ -479,9 +500,68 @@ def test_the_scope_of_a_cancel_is_read(fields: dict[str, Any], scope: CancelScop
 
 def test_the_filters_of_a_list_are_read() -> None:
     request = run_service_pb2.ListRunsRequest(states=[1, 8, 8])  # type: ignore[list-item]
-    wanted = check_list_runs(request)
+    wanted = check_list_runs(request).wanted
     assert wanted.states == {RunState.ACCEPTED, RunState.FAILED}
     assert wanted.session_id is None
+
+
+def test_all_filters_of_runs_are_read() -> None:
+    request = run_service_pb2.ListRunsRequest(
+        session_id="s",
+        agent="a",
+        metadata={"k": "v"},
+        accepted_from=Timestamp(seconds=1, nanos=1),
+        accepted_before=Timestamp(seconds=2),
+        ended_from=Timestamp(seconds=3),
+    )
+    page = check_list_runs(request)
+    assert page.wanted == RunFilter(
+        session_id="s",
+        agent="a",
+        labels={"k": "v"},
+        accepted=Span(1_000_001, 2_000_000),
+        ended=Span(since=3_000_000),
+        order=RunOrder.LATEST_ENDED,
+    )
+    token = page.next_token((5, 7))
+    request.page_token = token
+    assert check_list_runs(request).after == (5, 7)
+    for field, value in (("agent", "b"), ("order", 1), ("session_id", "t")):
+        other = run_service_pb2.ListRunsRequest()
+        other.CopyFrom(request)
+        setattr(other, field, value)
+        with pytest.raises(PageTokenInvalid):
+            check_list_runs(other)
+    request.metadata["k"] = "w"
+    with pytest.raises(PageTokenInvalid):
+        check_list_runs(request)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, "update_mask"),
+        ({"update_mask": ["title", "busy"]}, "update_mask"),
+        ({"update_mask": ["title"], "agent": "a"}, "agent"),
+        ({"update_mask": ["title"], "title": "x" * 1025}, "title"),
+        ({"update_mask": ["agent"], "agent": "a b"}, "agent"),
+        ({"update_mask": ["metadata"], "metadata": {"": "v" * 5000}}, 'metadata[""]'),
+        ({"update_mask": ["title"], "etag": "x" * 129}, "etag"),
+    ],
+)
+def test_bad_change_of_a_session_names_the_field(fields: dict[str, Any], named: str) -> None:
+    paths = fields.pop("update_mask", [])
+    request = session_service_pb2.UpdateSessionRequest(session_id="s", **fields)
+    request.update_mask.paths.extend(paths)
+    with pytest.raises(InvalidArgument) as caught:
+        lists.update_session(request)
+    assert named in {wrong.field for wrong in caught.value.violations}
+
+
+def test_change_of_a_session_is_read() -> None:
+    request = session_service_pb2.UpdateSessionRequest(session_id="s", title="new")
+    request.update_mask.paths.extend(["title", "metadata"])
+    assert lists.update_session(request) == SessionChange(title="new", metadata={})
 
 
 def test_a_wait_may_have_a_timeout_of_zero() -> None:

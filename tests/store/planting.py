@@ -24,6 +24,7 @@ from runlane_server.core.turn import DraftMessage
 from runlane_server.rpc import convert
 from runlane_server.rpc.transcript import lay_out
 from runlane_server.store.base import EventFilter, Store
+from runlane_server.store.lookup import RunFilter
 from support.story import MANY, PLENTY, TENANT, Story, answer, request
 
 GOOD, BAD = "good", "bad"
@@ -68,7 +69,7 @@ async def view(store: Store, session_id: str) -> dict[str, object]:
         "lane": await _or_corrupt(store.load_lane(key)),
         "runs": [
             _wire(run)
-            for run in (await store.list_runs(TENANT, session_id=session_id, limit=MANY)).items
+            for run in (await store.list_runs(TENANT, RunFilter(session_id), limit=MANY)).items
         ],
         "messages": [
             wire.SerializeToString(deterministic=True)

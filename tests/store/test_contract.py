@@ -46,6 +46,7 @@ from runlane_server.store.base import (
     Stale,
     Store,
 )
+from runlane_server.store.lookup import RunFilter
 from support.staging import SECONDS
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
@@ -88,7 +89,7 @@ async def test_unknown_is_empty(store: Store) -> None:
     assert list(await store.run_events(run, after=0, limit=1, max_bytes=1)) == []
     assert (await store.list_messages(key, limit=1, max_bytes=1)).items == ()
     assert (await store.list_runs(TENANT, limit=1)).items == ()
-    assert (await store.list_runs(TENANT, session_id="nobody", limit=1)).items == ()
+    assert (await store.list_runs(TENANT, RunFilter("nobody"), limit=1)).items == ()
     assert (await store.list_sessions(TENANT, limit=1)).items == ()
     assert (store.position, store.compacted, store.failed) == (0, 0, None)
     assert len(store.store_id) == 8
@@ -478,7 +479,7 @@ async def test_runs_are_listed_latest_first_by_pages(store: Store, story: Story)
         after = None
         while True:
             page = await store.list_runs(
-                TENANT, session_id=session_id, states=states, after=after, limit=limit
+                TENANT, RunFilter(session_id, frozenset(states)), after=after, limit=limit
             )
             assert len(page.items) == limit or page.next is None
             for run in page.items:
@@ -541,7 +542,7 @@ async def test_r31_agents_of_sessions_and_runs_are_kept(store: Store, story: Sto
     assert session.agent == "a"
     assert [it.agent for it in (await store.list_sessions(TENANT, limit=9)).items] == ["a"]
     listed = [run.agent for run in (await store.list_runs(TENANT, limit=9)).items]
-    in_session = await store.list_runs(TENANT, session_id=story.session_id, limit=9)
+    in_session = await store.list_runs(TENANT, RunFilter(story.session_id), limit=9)
     assert listed == [run.agent for run in in_session.items] == ["b", "a"]
     run = await store.get_run(story.run_key("own"))
     assert run is not None

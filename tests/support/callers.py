@@ -89,6 +89,9 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "ListRuns": runs_pb.ListRunsRequest(session_id=session),
         "ListInputRequests": runs_pb.ListInputRequestsRequest(session_id=session, run_id=run),
         "AnswerInput": runs_pb.AnswerInputRequest(input_request_id=f"i-{run}", text="x"),
+        "UpdateSession": sessions_pb.UpdateSessionRequest(
+            session_id=session, title="t", update_mask=FieldMask(paths=["title"])
+        ),
         "CreateSession": sessions_pb.CreateSessionRequest(session_id=f"new {session}"),
         "GetSession": sessions_pb.GetSessionRequest(session_id=session),
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),

@@ -22,6 +22,7 @@ from grpc import StatusCode
 
 from runlane import Client, RetryPolicy
 from runlane.v1 import (
+    agent_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -88,7 +89,9 @@ Script: TypeAlias = Sequence[Step]
 
 
 class Peer(
-    run_service_pb2_grpc.RunServiceServicer, session_service_pb2_grpc.SessionServiceServicer
+    run_service_pb2_grpc.RunServiceServicer,
+    session_service_pb2_grpc.SessionServiceServicer,
+    agent_service_pb2_grpc.AgentServiceServicer,
 ):
     """`scripts` has the steps of each call of an rpc, one after the other; `requests` what came;
     `came` is set for each rpc when it was called.
@@ -119,6 +122,7 @@ class Peer(
         self._server = grpc.aio.server()
         run_service_pb2_grpc.add_RunServiceServicer_to_server(self, self._server)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
 
@@ -182,6 +186,9 @@ class Peer(
     async def AnswerInput(self, request: Any, context: Context) -> Any:
         return await self._play("AnswerInput", request, context)
 
+    async def ListAgents(self, request: Any, context: Context) -> Any:
+        return await self._play("ListAgents", request, context)
+
     async def CreateSession(self, request: Any, context: Context) -> Any:
         return await self._play("CreateSession", request, context)
 
@@ -190,6 +197,9 @@ class Peer(
 
     async def ListSessions(self, request: Any, context: Context) -> Any:
         return await self._play("ListSessions", request, context)
+
+    async def UpdateSession(self, request: Any, context: Context) -> Any:
+        return await self._play("UpdateSession", request, context)
 
     async def DeleteSession(self, request: Any, context: Context) -> Any:
         return await self._play("DeleteSession", request, context)

@@ -14,6 +14,7 @@ from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.follow import follow
 from runlane.cli.lists import runs, wait
+from runlane.cli.queue import queue, status
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
 from runlane.cli.show import show
@@ -54,7 +55,7 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 
 for command in (
-    *(run, cancel, watch, follow, top, runs, show, wait, answer, sessions, messages, agents),
-    *(webhooks, worker),
+    *(run, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages, agents),
+    *(status, webhooks, worker),
 ):
     runlane.add_command(command)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import click
 
@@ -15,17 +17,16 @@ from runlane.cli.output import (
     duration_text,
     json_line,
     one_line,
-    show,
+    show_list,
     state_text,
     stderr_console,
-    take,
 )
-from runlane.cli.params import DURATION, count_option
+from runlane.cli.params import DURATION, agent_option, count_option, label_option, time_ago
 from runlane.cli.run_ids import find_run
 from runlane.cli.run_view import RunView
 from runlane.cli.terminal import echo
 from runlane.client import Client
-from runlane.types import Run, RunEvent, RunState
+from runlane.types import Run, RunEvent, RunOrder, RunState
 
 STATES = [str(each) for each in RunState if each is not RunState.UNKNOWN]
 
@@ -61,26 +62,39 @@ def _error(run: Run, separator: str, limit: int = 0) -> str:
     type=click.Choice(STATES),
     help="List only runs in this state; repeatable.",
 )
+@agent_option("runs")
+@label_option("runs")
+@click.option(
+    "--since", type=DURATION, help="List only runs accepted within this time, such as 2h."
+)
+@click.option("--ended-since", type=DURATION, help="List only runs that ended within this time.")
+@click.option("--order", type=click.Choice([*RunOrder]), help="Default: latest-accepted.")
+@click.option("--total", is_flag=True, help="Print the number of matching runs to stderr.")
 @count_option("runs")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
 @click.pass_obj
-def runs(
-    settings: Settings, session: str | None, state: tuple[str, ...], count: int, as_json: bool
-) -> None:
+def runs(settings: Settings, /, count: int, as_json: bool, **filters: Any) -> None:
     """List runs, most recently accepted first.
 
     Columns in a pipe: accepted, session, seq, run, state, ended, prompt, reason of the failure,
     agent.
     """
-    states = tuple(RunState(each) for each in state)
-    execute(settings, partial(_runs, session, states, count, as_json))
+    execute(settings, partial(_runs, filters, count, as_json))
 
 
-async def _runs(
-    session: str | None, states: tuple[RunState, ...], count: int, as_json: bool, client: Client
-) -> int:
-    pager = client.list_runs(session, states=states, page_size=min(count, 1000))
-    await show(take(aiter(pager), count), _COLUMNS, as_json=as_json, empty_note="no runs")
+async def _runs(filters: Mapping[str, Any], count: int, as_json: bool, client: Client) -> int:
+    pager = client.list_runs(
+        filters["session"],
+        states=[RunState(each) for each in filters["state"]],
+        agent=filters["agent"],
+        metadata=dict(filters["labels"]),
+        accepted_from=time_ago(filters["since"]),
+        ended_from=time_ago(filters["ended_since"]),
+        order=filters["order"] and RunOrder(filters["order"]),
+        with_total_size=filters["total"],
+        page_size=min(count, 1000),
+    )
+    await show_list(pager, count, _COLUMNS, as_json=as_json, empty_note="no runs")
     return DONE
 
 

@@ -23,6 +23,7 @@ from runlane.cli.terminal import (
     for_terminal,
     on_terminal,
 )
+from runlane.pager import Pager
 from runlane.session_stream import SessionEvent
 from runlane.types import Artifact, Attachment, Custom, FinishReason, Message, RunEvent, RunState
 
@@ -226,6 +227,30 @@ async def show(
         SafeConsole(width=width).print(grid)
     else:
         stderr_console().print(empty_note, style="dim")
+
+
+async def show_list(
+    pager: Pager[RecordT],
+    limit: int,
+    columns: Sequence[Column[RecordT]],
+    *,
+    as_json: bool,
+    empty_note: str,
+) -> None:
+    """Prints the first records of a list, 0: all; and their number on stderr, if it was counted."""
+    records = take(_records(pager), limit)
+    await show(records, columns, as_json=as_json, empty_note=empty_note)
+
+
+async def _records(pager: Pager[RecordT]) -> AsyncIterator[RecordT]:
+    is_first = True
+    async for page in pager.pages():
+        if is_first and page.total_size is not None:
+            total = f"at least {page.total_size}" if page.total_size_is_minimum else page.total_size
+            stderr_console().print(f"{total} in all", style="dim")
+        is_first = False
+        for record in page.items:
+            yield record
 
 
 async def take(records: AsyncIterator[RecordT], limit: int) -> AsyncIterator[RecordT]:

@@ -6,7 +6,7 @@ import mimetypes
 import os
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,53 @@ def parse_duration(text: str) -> timedelta:
     if not pieces or "".join(piece.group() for piece in pieces) != text:
         raise ValueError(text)
     return timedelta(seconds=sum(float(p.group(1)) * _UNITS[p.group(2)] for p in pieces))
+
+
+def time_ago(duration: timedelta | None) -> datetime | None:
+    """Returns the time that was this long ago."""
+    return None if duration is None else datetime.now(UTC) - duration
+
+
+class LabelType(click.ParamType[tuple[str, str]]):
+    """A label: `KEY=VALUE`."""
+
+    name = "label"
+
+    def convert(
+        self,
+        value: str | tuple[str, str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, str]:
+        """Returns the key and the value."""
+        if isinstance(value, tuple):
+            return value
+        key, separator, text = value.partition("=")
+        if not separator:
+            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+        return key, text
+
+
+LABEL = LabelType()
+
+
+def label_option(records: str) -> Callable[[CommandT], CommandT]:
+    """Returns the option `--label` of a listing."""
+    return click.option(
+        "--label",
+        "labels",
+        metavar="KEY=VALUE",
+        multiple=True,
+        type=LABEL,
+        help=f"List only {records} with this label; repeatable.",
+    )
+
+
+def agent_option(records: str) -> Callable[[CommandT], CommandT]:
+    """Returns the option `--agent` of a listing."""
+    return click.option(
+        "--agent", default="", metavar="NAME", help=f"List only {records} of this agent."
+    )
 
 
 def count_option(records: str) -> Callable[[CommandT], CommandT]:

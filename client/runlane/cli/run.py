@@ -48,6 +48,7 @@ class Options:
     prompt: str
     attachments: tuple[Attachment, ...]
     when_busy: WhenBusy
+    if_active: str
     timeout: timedelta | None
     agent: str
     as_json: bool
@@ -68,6 +69,12 @@ class Options:
     show_default=True,
     help="If the session has work: queue the run, fold it into the active turn, reject it, or "
     "interrupt the active run and go next.",
+)
+@click.option(
+    "--if-active",
+    default="",
+    metavar="RUN",
+    help="Submit the prompt only while this run of the session is active.",
 )
 @click.option("--timeout", type=DURATION, help="Maximum duration of the run, such as 30s or 1h30m.")
 @click.option(
@@ -99,6 +106,7 @@ def run(
     *,
     session: str | None,
     when_busy: str,
+    if_active: str,
     timeout: timedelta | None,
     agent: str,
     run_id: str | None,
@@ -130,6 +138,7 @@ def run(
         prompt=_read_prompt(prompt, may_be_empty=bool(attach)),
         attachments=tuple(_read_attachment(path) for path in attach),
         when_busy=WhenBusy(when_busy),
+        if_active=if_active,
         timeout=timeout,
         agent=agent,
         as_json=as_json,
@@ -200,6 +209,7 @@ async def _accept(client: Client, options: Options) -> RunHandle:
             when_busy=options.when_busy,
             timeout=options.timeout,
             agent=options.agent,
+            expected_active_run_id=options.if_active,
             allow_missing=True,
             traceparent=_traceparent(),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import click
 from rich.text import Text as RichText
@@ -16,12 +18,12 @@ from runlane.cli.output import (
     json_line,
     one_line,
     show,
+    show_list,
     stderr_console,
-    take,
     time_text,
 )
-from runlane.cli.params import count_option
-from runlane.cli.run_ids import find_session
+from runlane.cli.params import LABEL, agent_option, count_option, label_option
+from runlane.cli.run_ids import find_run, find_session
 from runlane.cli.run_view import artifact_text
 from runlane.cli.terminal import SafeConsole, echo, for_terminal, on_terminal
 from runlane.client import Client
@@ -69,21 +71,31 @@ MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
 
 
 @click.group(cls=Group, invoke_without_command=True)
+@agent_option("sessions")
+@label_option("sessions")
+@click.option("--busy/--idle", default=None, help="List only busy sessions, or only idle ones.")
+@click.option("--total", is_flag=True, help="Print the number of matching sessions to stderr.")
 @count_option("sessions")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session.")
 @click.pass_context
-def sessions(context: click.Context, count: int, as_json: bool) -> None:
-    """List sessions, most recently created first; or create and delete them.
+def sessions(context: click.Context, /, count: int, as_json: bool, **filters: Any) -> None:
+    """List sessions, most recently created first; or create, change and delete them.
 
     Columns in a pipe: created, session, busy or idle, waiting runs, tokens, title.
     """
     if context.invoked_subcommand is None:
-        execute(context.obj, partial(_list, count, as_json))
+        execute(context.obj, partial(_list, filters, count, as_json))
 
 
-async def _list(count: int, as_json: bool, client: Client) -> int:
-    pager = client.list_sessions(page_size=min(count, 1000))
-    await show(take(aiter(pager), count), _COLUMNS, as_json=as_json, empty_note="no sessions")
+async def _list(filters: Mapping[str, Any], count: int, as_json: bool, client: Client) -> int:
+    pager = client.list_sessions(
+        agent=filters["agent"],
+        metadata=dict(filters["labels"]),
+        busy=filters["busy"],
+        with_total_size=filters["total"],
+        page_size=min(count, 1000),
+    )
+    await show_list(pager, count, _COLUMNS, as_json=as_json, empty_note="no sessions")
     return DONE
 
 
@@ -108,6 +120,50 @@ async def _create(
 ) -> int:
     created = await client.create_session(session_id, title=title, agent=agent)
     echo(json_line(created) if as_json else created.session_id)
+    return DONE
+
+
+@sessions.command()
+@click.option("--title", help="New display name.")
+@click.option("--agent", metavar="NAME", help="New agent of runs that name none.")
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    type=LABEL,
+    help="New label, instead of all earlier ones; repeatable.",
+)
+@click.option("--no-labels", is_flag=True, help="Remove all labels.")
+@click.option("--etag", default="", help="Change only the session that has this etag.")
+@click.option("--json", "as_json", is_flag=True, help="Print the session as JSON.")
+@click.argument("session")
+@click.pass_obj
+def update(settings: Settings, /, session: str, as_json: bool, **changes: Any) -> None:
+    """Change the title, the agent or the labels of SESSION.
+
+    SESSION is the id of a session, or its unique beginning. `--json` of the listing shows etags.
+    """
+    if changes["labels"] and changes["no_labels"]:
+        raise InvalidUsage("--label and --no-labels exclude each other")
+    has_labels = changes["labels"] or changes["no_labels"]
+    if changes["title"] is None and changes["agent"] is None and not has_labels:
+        raise InvalidUsage("nothing to change; give --title, --agent, --label or --no-labels")
+    execute(settings, partial(_update, session, changes, as_json))
+
+
+async def _update(
+    session_id: str, changes: Mapping[str, Any], as_json: bool, client: Client
+) -> int:
+    labels = dict(changes["labels"])
+    changed = await client.update_session(
+        await find_session(client, session_id),
+        title=changes["title"],
+        agent=changes["agent"],
+        metadata=labels if labels or changes["no_labels"] else None,
+        etag=changes["etag"],
+    )
+    echo(json_line(changed) if as_json else changed.session_id)
     return DONE
 
 
@@ -137,19 +193,21 @@ async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
 
 
 @click.command(cls=Command)
+@click.option("--run", "run_id", metavar="RUN", help="Print only the messages of this run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
 @click.argument("session")
 @click.pass_obj
-def messages(settings: Settings, as_json: bool, session: str) -> None:
+def messages(settings: Settings, run_id: str | None, as_json: bool, session: str) -> None:
     """Print the messages of SESSION, oldest first: the id of a session, or its unique beginning.
 
     Columns in a pipe: time, turn, run, role, finish reason, text.
     """
-    execute(settings, partial(_messages, session, as_json))
+    execute(settings, partial(_messages, session, run_id, as_json))
 
 
-async def _messages(session_id: str, as_json: bool, client: Client) -> int:
-    pager = client.list_messages(await find_session(client, session_id))
+async def _messages(session_id: str, run_id: str | None, as_json: bool, client: Client) -> int:
+    run_id = None if run_id is None else await find_run(client, run_id)
+    pager = client.list_messages(await find_session(client, session_id), run_id=run_id)
     if as_json or not on_terminal():
         await show(aiter(pager), MESSAGE_COLUMNS, as_json=as_json, empty_note="")
         return DONE

@@ -109,6 +109,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no webhook has this id."""
     ERROR_REASON_WEBHOOK_CHANGED: _ErrorReason.ValueType  # 41
     """ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again."""
+    ERROR_REASON_EDIT_CONFLICT: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
+    whether the change still applies.
+    """
+    ERROR_REASON_ACTIVE_RUN_CHANGED: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
+    `active_run_id` has the one that is, empty for none.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -203,4 +211,12 @@ ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 40
 """NOT_FOUND: no webhook has this id."""
 ERROR_REASON_WEBHOOK_CHANGED: ErrorReason.ValueType  # 41
 """ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again."""
+ERROR_REASON_EDIT_CONFLICT: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
+whether the change still applies.
+"""
+ERROR_REASON_ACTIVE_RUN_CHANGED: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
+`active_run_id` has the one that is, empty for none.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -365,6 +365,7 @@ class Run(_message.Message):
     RUN_COMPLETE_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_INDEX_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
@@ -386,6 +387,10 @@ class Run(_message.Message):
     agent: _builtins.str
     """The name of the agent that executes the run. Empty for a run accepted before agents had names:
     the server's default.
+    """
+    last_event_index: _builtins.int
+    """The index of the run's last event so far. Pass it to SubscribeRun as `after_index` to receive
+    only what follows.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -435,10 +440,11 @@ class Run(_message.Message):
         run_complete: Global___RunComplete | None = ...,
         agent: _builtins.str = ...,
         retry_policy: Global___RetryPolicy | None = ...,
+        last_event_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "agent", b"agent", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "agent", b"agent", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "last_event_index", b"last_event_index", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,38 @@ CANCEL_SCOPE_WAITING: CancelScope.ValueType  # 3
 """The waiting runs; the active run continues."""
 Global___CancelScope: _TypeAlias = CancelScope  # noqa: Y015
 
+class _RunOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_ORDER_UNSPECIFIED: _RunOrder.ValueType  # 0
+    """LATEST_ENDED if the request has ended_from or ended_before, else LATEST_ACCEPTED."""
+    RUN_ORDER_LATEST_ACCEPTED: _RunOrder.ValueType  # 1
+    """Most recently accepted first."""
+    RUN_ORDER_EARLIEST_ACCEPTED: _RunOrder.ValueType  # 2
+    """Accepted longest ago first."""
+    RUN_ORDER_LATEST_ENDED: _RunOrder.ValueType  # 3
+    """Most recently ended first; runs that have not ended are left out."""
+    RUN_ORDER_EARLIEST_ENDED: _RunOrder.ValueType  # 4
+    """Ended longest ago first; runs that have not ended are left out."""
+
+class RunOrder(_RunOrder, metaclass=_RunOrderEnumTypeWrapper):
+    """The order of a list of runs."""
+
+RUN_ORDER_UNSPECIFIED: RunOrder.ValueType  # 0
+"""LATEST_ENDED if the request has ended_from or ended_before, else LATEST_ACCEPTED."""
+RUN_ORDER_LATEST_ACCEPTED: RunOrder.ValueType  # 1
+"""Most recently accepted first."""
+RUN_ORDER_EARLIEST_ACCEPTED: RunOrder.ValueType  # 2
+"""Accepted longest ago first."""
+RUN_ORDER_LATEST_ENDED: RunOrder.ValueType  # 3
+"""Most recently ended first; runs that have not ended are left out."""
+RUN_ORDER_EARLIEST_ENDED: RunOrder.ValueType  # 4
+"""Ended longest ago first; runs that have not ended are left out."""
+Global___RunOrder: _TypeAlias = RunOrder  # noqa: Y015
+
 @_typing.final
 class RunAcceptedRequest(_message.Message):
     """A prompt for a session."""
@@ -88,6 +120,7 @@ class RunAcceptedRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    EXPECTED_ACTIVE_RUN_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id; at most 128 bytes, no control characters, no leading or trailing whitespace."""
     run_id: _builtins.str
@@ -108,6 +141,12 @@ class RunAcceptedRequest(_message.Message):
     """The name of the agent that executes the run; see ListAgents. Empty: the session's agent, or the
     server's default if the session has none. A name that the server does not declare is refused
     with AGENT_NOT_FOUND. It is part of the request that a repeated run_id is compared with.
+    """
+    expected_active_run_id: _builtins.str
+    """Accept the run only while this is the active run of the session, or the one that waits for its
+    next attempt; else the call is refused with ACTIVE_RUN_CHANGED. It is no part of the request that
+    a repeated run_id is compared with: a run that was accepted is returned, whatever is active now.
+    Empty: accept it in any case.
     """
     @_builtins.property
     def attachments(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Attachment]:
@@ -142,10 +181,11 @@ class RunAcceptedRequest(_message.Message):
         allow_missing: _builtins.bool = ...,
         agent: _builtins.str = ...,
         retry_policy: _run_pb2.RetryPolicy | None = ...,
+        expected_active_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allow_missing", b"allow_missing", "attachments", b"attachments", "expected_active_run_id", b"expected_active_run_id", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt", b"prompt", "retry_policy", b"retry_policy", "run_id", b"run_id", "session_id", b"session_id", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -633,14 +673,42 @@ Global___GetRunResponse: _TypeAlias = GetRunResponse  # noqa: Y015
 
 @_typing.final
 class ListRunsRequest(_message.Message):
-    """Request for a page of runs."""
+    """Request for a page of runs. A run has to match all filters."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FROM_FIELD_NUMBER: _builtins.int
+    ACCEPTED_BEFORE_FIELD_NUMBER: _builtins.int
+    ENDED_FROM_FIELD_NUMBER: _builtins.int
+    ENDED_BEFORE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    WITH_TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Return only runs of this session; empty: all sessions."""
     page_size: _builtins.int
@@ -649,9 +717,35 @@ class ListRunsRequest(_message.Message):
     """
     page_token: _builtins.str
     """The next_page_token of the previous page; empty: first page."""
+    agent: _builtins.str
+    """Return only runs of this agent; empty: all."""
+    order: Global___RunOrder.ValueType
+    """The order."""
+    with_total_size: _builtins.bool
+    """Count the matching runs."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.RunState.ValueType]:
         """Return only runs in these states; empty: all states."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Return only runs that have all these labels, with these values; at most 8."""
+
+    @_builtins.property
+    def accepted_from(self) -> _timestamp_pb2.Timestamp:
+        """Return only runs accepted at this time or later."""
+
+    @_builtins.property
+    def accepted_before(self) -> _timestamp_pb2.Timestamp:
+        """Return only runs accepted before this time."""
+
+    @_builtins.property
+    def ended_from(self) -> _timestamp_pb2.Timestamp:
+        """Return only runs that ended at this time or later."""
+
+    @_builtins.property
+    def ended_before(self) -> _timestamp_pb2.Timestamp:
+        """Return only runs that ended before this time."""
 
     def __init__(
         self,
@@ -660,10 +754,18 @@ class ListRunsRequest(_message.Message):
         states: _abc.Iterable[_run_pb2.RunState.ValueType] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        agent: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        accepted_from: _timestamp_pb2.Timestamp | None = ...,
+        accepted_before: _timestamp_pb2.Timestamp | None = ...,
+        ended_from: _timestamp_pb2.Timestamp | None = ...,
+        ended_before: _timestamp_pb2.Timestamp | None = ...,
+        order: Global___RunOrder.ValueType = ...,
+        with_total_size: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_before", b"accepted_before", "accepted_from", b"accepted_from", "ended_before", b"ended_before", "ended_from", b"ended_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_before", b"accepted_before", "accepted_from", b"accepted_from", "agent", b"agent", "ended_before", b"ended_before", "ended_from", b"ended_from", "metadata", b"metadata", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id", "states", b"states", "with_total_size", b"with_total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -677,21 +779,29 @@ class ListRunsResponse(_message.Message):
 
     RUNS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_IS_MINIMUM_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """The token for the next page; empty on the last page."""
+    total_size: _builtins.int
+    """The number of matching runs, over all pages. Only with with_total_size."""
+    total_size_is_minimum: _builtins.bool
+    """True if there may be more: the server counts among the first 100,000 candidates."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
-        """The runs, most recently accepted first."""
+        """The runs, in the requested order. A page with a token may be empty."""
 
     def __init__(
         self,
         *,
         runs: _abc.Iterable[_run_pb2.Run] | None = ...,
         next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+        total_size_is_minimum: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "runs", b"runs", "total_size", b"total_size", "total_size_is_minimum", b"total_size_is_minimum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,7 +59,7 @@ class RunServiceStub:
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
     """Returns a run."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]
-    """Lists runs, most recently accepted first."""
+    """Lists runs, most recently accepted first unless the request has another order."""
     ListInputRequests: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListInputRequestsRequest, _run_service_pb2.ListInputRequestsResponse]
     """Lists the questions of agents to people, the latest first."""
     AnswerInput: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.AnswerInputRequest, _run_service_pb2.AnswerInputResponse]
@@ -99,7 +99,7 @@ class RunServiceAsyncStub(RunServiceStub):
     GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]  # type: ignore[assignment]
     """Returns a run."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """Lists runs, most recently accepted first."""
+    """Lists runs, most recently accepted first unless the request has another order."""
     ListInputRequests: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListInputRequestsRequest, _run_service_pb2.ListInputRequestsResponse]  # type: ignore[assignment]
     """Lists the questions of agents to people, the latest first."""
     AnswerInput: _aio.UnaryUnaryMultiCallable[_run_service_pb2.AnswerInputRequest, _run_service_pb2.AnswerInputResponse]  # type: ignore[assignment]
@@ -184,7 +184,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.ListRunsResponse, _abc.Awaitable[_run_service_pb2.ListRunsResponse]]:
-        """Lists runs, most recently accepted first."""
+        """Lists runs, most recently accepted first unless the request has another order."""
 
     @_abc_1.abstractmethod
     def ListInputRequests(

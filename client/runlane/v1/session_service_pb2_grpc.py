@@ -45,6 +45,11 @@ class SessionServiceStub(object):
                 request_serializer=runlane_dot_v1_dot_session__service__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=runlane_dot_v1_dot_session__service__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
+        self.UpdateSession = channel.unary_unary(
+                '/runlane.v1.SessionService/UpdateSession',
+                request_serializer=runlane_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=runlane_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
+                _registered_method=True)
         self.ListSessions = channel.unary_unary(
                 '/runlane.v1.SessionService/ListSessions',
                 request_serializer=runlane_dot_v1_dot_session__service__pb2.ListSessionsRequest.SerializeToString,
@@ -85,8 +90,16 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateSession(self, request, context):
+        """Changes the title, the labels or the agent of a session. Its runs keep the agent that they were
+        accepted with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSessions(self, request, context):
-        """Lists sessions, most recently created first.
+        """Lists sessions, most recently created first unless the request has another order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +142,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.GetSession,
                     request_deserializer=runlane_dot_v1_dot_session__service__pb2.GetSessionRequest.FromString,
                     response_serializer=runlane_dot_v1_dot_session__service__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'UpdateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSession,
+                    request_deserializer=runlane_dot_v1_dot_session__service__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=runlane_dot_v1_dot_session__service__pb2.UpdateSessionResponse.SerializeToString,
             ),
             'ListSessions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSessions,
@@ -206,6 +224,33 @@ class SessionService(object):
             '/runlane.v1.SessionService/GetSession',
             runlane_dot_v1_dot_session__service__pb2.GetSessionRequest.SerializeToString,
             runlane_dot_v1_dot_session__service__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runlane.v1.SessionService/UpdateSession',
+            runlane_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
+            runlane_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,12 @@ class SessionServiceStub:
     """Creates a session."""
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
     """Returns a session."""
+    UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]
+    """Changes the title, the labels or the agent of a session. Its runs keep the agent that they were
+    accepted with.
+    """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]
-    """Lists sessions, most recently created first."""
+    """Lists sessions, most recently created first unless the request has another order."""
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]
     """Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
     terminal events.
@@ -61,8 +65,12 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Creates a session."""
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Returns a session."""
+    UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]  # type: ignore[assignment]
+    """Changes the title, the labels or the agent of a session. Its runs keep the agent that they were
+    accepted with.
+    """
     ListSessions: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """Lists sessions, most recently created first."""
+    """Lists sessions, most recently created first unless the request has another order."""
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
     terminal events.
@@ -96,12 +104,22 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a session."""
 
     @_abc_1.abstractmethod
+    def UpdateSession(
+        self,
+        request: _session_service_pb2.UpdateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.UpdateSessionResponse, _abc.Awaitable[_session_service_pb2.UpdateSessionResponse]]:
+        """Changes the title, the labels or the agent of a session. Its runs keep the agent that they were
+        accepted with.
+        """
+
+    @_abc_1.abstractmethod
     def ListSessions(
         self,
         request: _session_service_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.ListSessionsResponse, _abc.Awaitable[_session_service_pb2.ListSessionsResponse]]:
-        """Lists sessions, most recently created first."""
+        """Lists sessions, most recently created first unless the request has another order."""
 
     @_abc_1.abstractmethod
     def DeleteSession(

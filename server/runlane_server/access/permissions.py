@@ -28,6 +28,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _RUNS + "AnswerInput": Role.ANSWER,
         _SESSIONS + "CreateSession": Role.RUN,
         _SESSIONS + "GetSession": Role.READ,
+        _SESSIONS + "UpdateSession": Role.RUN,
         _SESSIONS + "DeleteSession": Role.ADMIN,
         _SESSIONS + "ListSessions": Role.READ,
         _SESSIONS + "ListMessages": Role.READ,

@@ -9,7 +9,7 @@
     │   ├── AnswerInvalid
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
-    ├── SessionNotFound, SessionExists, SessionBusy
+    ├── SessionNotFound, SessionExists, SessionBusy, EditConflict, ActiveRunChanged
     ├── RunNotFound, RunIdConflict, RunDeleted
     ├── InputNotFound, InputClosed
     ├── AgentNotFound
@@ -136,6 +136,12 @@ class SessionExists(RunlaneError):
     reason = "SESSION_EXISTS"
 
 
+class EditConflict(RunlaneError):
+    """The record was changed since the caller read it."""
+
+    reason = "EDIT_CONFLICT"
+
+
 class SessionBusy(RunlaneError):
     """The session has work, and the call requires an idle session (R27)."""
 
@@ -212,6 +218,22 @@ class AgentNotFound(RunlaneError):
     def of(cls, name: str) -> AgentNotFound:
         """Builds the error for one name."""
         return cls(f"agent: this server has no agent {name!r}; ListAgents returns the names")
+
+
+class ActiveRunChanged(RunlaneError):
+    """The run that the caller takes for the active one is not; the metadata has the one that is."""
+
+    reason = "ACTIVE_RUN_CHANGED"
+
+    @classmethod
+    def of(cls, session_id: str, expected: str, active: str) -> ActiveRunChanged:
+        """Builds the error; `active` is empty if no run is active."""
+        found = f"run {active!r} is" if active else "no run is"
+        return cls(
+            f"expected_active_run_id: run {expected!r} is not the active run of session"
+            f" {session_id!r}; {found}",
+            metadata={"session_id": session_id, "active_run_id": active},
+        )
 
 
 class WebhookNotFound(RunlaneError):

@@ -188,7 +188,8 @@ class Prompt:
 class RunRequest(NamedTuple):
     """A request for a run. `timeout` limits the time the run is active, in microseconds; `trace` is
     the caller's `traceparent` (see `core.trace`), empty for none; `agent` is the requested agent,
-    empty for the default; `retry` repeats attempts that the agent failed (R38)."""
+    empty for the default; `retry` repeats attempts that the agent failed (R38). The run is accepted
+    only while `expected_active` is the active run; empty for any, or none."""
 
     run_id: str
     prompt: Prompt
@@ -199,6 +200,7 @@ class RunRequest(NamedTuple):
     trace: str = ""
     agent: str = ""
     retry: RetryPolicy | None = None
+    expected_active: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -241,7 +243,7 @@ class RunComplete(NamedTuple):
 
 class Run(NamedTuple):
     """A stored run. `complete` is set once the run has ended; `agent` is empty for a run from
-    before agents had names."""
+    before agents had names; `last_event_index` is that of its last event when it was read."""
 
     session_id: str
     run_id: str
@@ -261,6 +263,7 @@ class Run(NamedTuple):
     complete: RunComplete | None
     agent: str = ""
     retry: RetryPolicy | None = None
+    last_event_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +284,17 @@ class Session:
     def busy(self) -> bool:
         """Whether the session has a run that has not ended."""
         return bool(self.active_run_id) or self.waiting_runs > 0
+
+    @property
+    def etag(self) -> str:
+        """A digest of what callers may change: title, labels and agent."""
+        labels = [part for label in sorted(self.metadata.items()) for part in label]
+        digest = hashlib.blake2b(digest_size=12)
+        for part in (self.title, self.agent, *labels):
+            data = part.encode()
+            digest.update(f"{len(data)}:".encode())
+            digest.update(data)
+        return digest.hexdigest()
 
 
 # --- The transcript -----------------------------------------------------------------------------

@@ -120,6 +120,12 @@ class Lane(NamedTuple):
         return head if head is not None and head.not_before else None
 
     @property
+    def active_run_id(self) -> str:
+        """The run that is at work, or waits for its next attempt (R38); empty without one."""
+        run = self.active or self.backing_off
+        return "" if run is None else run.run_id
+
+    @property
     def queue(self) -> tuple[LaneRun, ...]:
         """The waiting runs, without the one that waits for its next attempt."""
         return self.waiting if self.backing_off is None else self.waiting[1:]
@@ -310,4 +316,5 @@ def describe(
         complete=complete,
         agent=run.agent,
         retry=request.retry,
+        last_event_index=run.events,
     )

@@ -58,6 +58,7 @@ from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Obser
 from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, describe
 from runlane_server.engine.agent_table import AgentState, AgentTable
 from runlane_server.engine.cancel_all import CancelAll, CancelledPage
+from runlane_server.engine.editing import SessionChange, edit_session
 from runlane_server.engine.executor import Executor, NodeSettings
 from runlane_server.engine.inputs import Inputs
 from runlane_server.engine.mailbox import Command, OnCommit
@@ -78,7 +79,7 @@ from runlane_server.store.base import (
     Store,
 )
 from runlane_server.store.corrupt import EXPLANATION, is_corrupt
-from runlane_server.store.weight import SESSION_BYTES, run_weight, session_weight
+from runlane_server.store.weight import SESSION_BYTES, run_weight, session_growth, session_weight
 
 RETRY_AFTER = 1.0
 """Seconds after which a caller may retry when this node is overloaded or drains."""
@@ -555,6 +556,33 @@ class Coordinator:
             raise SessionExists(f"session {key.session_id!r} exists already") from None
         self.stored.add(tenant, SESSION_BYTES + session_weight(title, metadata))
         return Session(key.session_id, title, metadata, "", 0, NO_USAGE, at, at, agent)
+
+    async def update_session(
+        self,
+        session_id: str,
+        change: SessionChange,
+        *,
+        etag: str = "",
+        allowed_agents: frozenset[str] | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Session:
+        """Changes a session; with an `etag`, only if it is still the session that was read.
+
+        Raises SessionMissing, SessionNotFound, EditConflict, AgentNotFound, PermissionDenied,
+        Draining and QuotaExceeded.
+        """
+        if not session_id:
+            raise _session_missing()
+        self._check_not_draining()
+        if change.agent:
+            self._agents.names.limited_to(allowed_agents).choose(change.agent)
+        refusal = self._admission.session_refusal(tenant)
+        if refusal is not None:
+            raise refusal
+        key = SessionKey(tenant, session_id)
+        before, after = await edit_session(self.store, key, change, etag, self.now)
+        self.stored.add(tenant, session_growth(before, after))
+        return after
 
     async def delete_session(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Deletes an idle session with its runs and transcript. Terminal events stay in the log.

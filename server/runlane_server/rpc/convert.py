@@ -210,6 +210,7 @@ def run(record: model.Run) -> run_pb2.Run:
         folded_into=record.folded_into,
         run_complete=None if record.complete is None else run_complete(record.complete),
         agent=record.agent,
+        last_event_index=record.last_event_index,
         retry_policy=None if record.retry is None else retry_policy(record.retry),
     )
 
@@ -226,6 +227,7 @@ def session(record: model.Session) -> session_pb2.Session:
         created_at=timestamp(record.created_at),
         updated_at=timestamp(record.updated_at),
         agent=record.agent,
+        etag=record.etag,
     )
 
 

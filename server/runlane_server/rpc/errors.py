@@ -27,6 +27,8 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "SESSION_MISSING": StatusCode.INVALID_ARGUMENT,
         "SESSION_NOT_FOUND": StatusCode.NOT_FOUND,
         "SESSION_EXISTS": StatusCode.ALREADY_EXISTS,
+        "ACTIVE_RUN_CHANGED": StatusCode.FAILED_PRECONDITION,
+        "EDIT_CONFLICT": StatusCode.FAILED_PRECONDITION,
         "SESSION_BUSY": StatusCode.FAILED_PRECONDITION,
         "RUN_MISSING": StatusCode.INVALID_ARGUMENT,
         "RUN_NOT_FOUND": StatusCode.NOT_FOUND,

@@ -28,6 +28,7 @@ ITEM_OVERHEAD = 16
 """Upper bound in bytes of the tag and length that precede an item in its page."""
 
 Item = TypeVar("Item")
+Place = TypeVar("Place")
 Wire = TypeVar("Wire", bound=Encoded)
 
 
@@ -69,21 +70,23 @@ class PageTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPage(Generic[Wire]):
+class EncodedPage(Generic[Wire, Place]):
     """The encoded items of a page; `next` is the place of the next page, None after the last."""
 
     items: Sequence[Wire]
-    next: int | None
+    next: Place | None
 
 
 async def collect_page(
-    fetch: Callable[[int | None, int], Awaitable[Page[Item, int]]],
+    fetch: Callable[[Place | None, int], Awaitable[Page[Item, Place]]],
     encode: Callable[[Item], Wire],
     *,
-    after: int | None,
+    after: Place | None,
     limit: int,
-) -> EncodedPage[Wire]:
-    """Collects a page of at least one item and at most `limit` items and `PAGE_BYTES`.
+) -> EncodedPage[Wire, Place]:
+    """Collects a page of at most `limit` items and `PAGE_BYTES`; of one item, if that is larger.
+
+    It ends early where a read from the store stops without an item.
 
     `fetch(after, count)` reads from the store. It returns a place for its last item only, so items
     that do not fit are read again in smaller batches.
@@ -103,6 +106,6 @@ async def collect_page(
         items += encoded
         used += size
         after = page.next
-        if after is None:
-            return EncodedPage(items, None)
+        if after is None or not page.items:
+            return EncodedPage(items, after)
     return EncodedPage(items, after)

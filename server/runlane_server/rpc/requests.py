@@ -73,9 +73,11 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         _RUNS + "AnswerInput": 512 << 10,
         # 64 labels of up to 4 KiB.
         _SESSIONS + "CreateSession": 512 << 10,
+        _SESSIONS + "UpdateSession": 512 << 10,
         _SESSIONS + "GetSession": _IDS,
         _SESSIONS + "DeleteSession": _IDS,
-        _SESSIONS + "ListSessions": _IDS,
+        # 8 labels of up to 4 KiB, to filter by.
+        _SESSIONS + "ListSessions": 64 << 10,
         _SESSIONS + "ListMessages": _IDS,
         # 1,000 ids with their cursors.
         _SESSIONS + "SubscribeSession": 512 << 10,

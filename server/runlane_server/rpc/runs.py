@@ -24,11 +24,12 @@ from runlane_server.core.input import InputRequest
 from runlane_server.core.model import Run, RunComplete, RunKey
 from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
-from runlane_server.rpc import convert, inputs, validate
+from runlane_server.rpc import convert, inputs, lists, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.event_cache import EventCache, RunEventCache
 from runlane_server.rpc.page import MESSAGE_BYTES, PAGE_BYTES, PageTokens, collect_page
 from runlane_server.store.base import Page, Position
+from runlane_server.store.lookup import ListPlace
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -252,27 +253,20 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """Lists runs."""
-        wanted, place = validate.list_runs(
-            request, lambda these: self._page_tokens(these).decode(request.page_token, 1)
-        )
-        tokens = self._page_tokens(wanted)
+        wanted = lists.list_runs(request, lists.Tokens(self._store.store_id, tenant()))
 
-        async def fetch(after: int | None, count: int) -> Page[Run, int]:
-            return await self._store.list_runs(
-                tenant(),
-                session_id=wanted.session_id,
-                states=wanted.states,
-                after=after,
-                limit=count,
-            )
+        async def fetch(after: ListPlace | None, count: int) -> Page[Run, ListPlace]:
+            return await self._store.list_runs(tenant(), wanted.wanted, after=after, limit=count)
 
-        page = await collect_page(
-            fetch, convert.run, after=None if place is None else place[0], limit=wanted.page_size
+        page = await collect_page(fetch, convert.run, after=wanted.after, limit=wanted.page_size)
+        response = pb.ListRunsResponse(
+            runs=page.items, next_page_token=wanted.next_token(page.next)
         )
-        return pb.ListRunsResponse(
-            runs=page.items,
-            next_page_token="" if page.next is None else tokens.encode(page.next),
-        )
+        if request.with_total_size:
+            total = await self._store.count_runs(tenant(), wanted.wanted)
+            response.total_size = total.items
+            response.total_size_is_minimum = not total.is_exact
+        return response
 
     # --- Input ----------------------------------------------------------------------------------
 
@@ -325,15 +319,6 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             tenant(),
             wanted.session_id or "",
             wanted.run_id or "",
-            *sorted(wanted.states),
-        )
-
-    def _page_tokens(self, wanted: validate.RunFilter) -> PageTokens:
-        return PageTokens(
-            self._store.store_id,
-            "ListRuns",
-            tenant(),
-            wanted.session_id or "",
             *sorted(wanted.states),
         )
 

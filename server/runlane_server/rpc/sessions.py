@@ -14,11 +14,12 @@ from runlane_server.access.caller import CALLER, tenant
 from runlane_server.core.errors import SessionNotFound
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.engine.coordinator import Coordinator
-from runlane_server.rpc import convert, validate
+from runlane_server.rpc import convert, lists, validate
 from runlane_server.rpc.page import PAGE_BYTES, PageTokens, collect_page
 from runlane_server.rpc.session_stream import SessionStreams
 from runlane_server.rpc.transcript import Mark, lay_out
 from runlane_server.store.base import Page
+from runlane_server.store.lookup import ListPlace
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -55,6 +56,21 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         session = await self._session(request.session_id)
         return pb.GetSessionResponse(session=convert.session(session))
 
+    async def UpdateSession(
+        self, request: pb.UpdateSessionRequest, context: Context
+    ) -> pb.UpdateSessionResponse:
+        """Changes a session."""
+        change = lists.update_session(request)
+        bind_contextvars(session_id=request.session_id)
+        session = await self._coordinator.update_session(
+            request.session_id,
+            change,
+            etag=request.etag,
+            allowed_agents=CALLER.get().agents,
+            tenant=tenant(),
+        )
+        return pb.UpdateSessionResponse(session=convert.session(session))
+
     async def DeleteSession(
         self, request: pb.DeleteSessionRequest, context: Context
     ) -> pb.DeleteSessionResponse:
@@ -68,27 +84,33 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         self, request: pb.ListSessionsRequest, context: Context
     ) -> pb.ListSessionsResponse:
         """Lists sessions."""
-        tokens = PageTokens(self._store.store_id, "ListSessions", tenant())
-        page_size, place = validate.list_sessions(
-            request, lambda: tokens.decode(request.page_token, 1)
-        )
+        wanted = lists.list_sessions(request, lists.Tokens(self._store.store_id, tenant()))
 
-        async def fetch(after: int | None, count: int) -> Page[Session, int]:
-            return await self._store.list_sessions(tenant(), after=after, limit=count)
+        async def fetch(after: ListPlace | None, count: int) -> Page[Session, ListPlace]:
+            return await self._store.list_sessions(
+                tenant(), wanted.wanted, after=after, limit=count
+            )
 
         page = await collect_page(
-            fetch, convert.session, after=None if place is None else place[0], limit=page_size
+            fetch, convert.session, after=wanted.after, limit=wanted.page_size
         )
-        return pb.ListSessionsResponse(
-            sessions=page.items,
-            next_page_token="" if page.next is None else tokens.encode(page.next),
+        response = pb.ListSessionsResponse(
+            sessions=page.items, next_page_token=wanted.next_token(page.next)
         )
+        if request.with_total_size:
+            total = await self._store.count_sessions(tenant(), wanted.wanted)
+            response.total_size = total.items
+            response.total_size_is_minimum = not total.is_exact
+        return response
 
     async def ListMessages(
         self, request: pb.ListMessagesRequest, context: Context
     ) -> pb.ListMessagesResponse:
         """Lists the messages of a session."""
-        tokens = PageTokens(self._store.store_id, "ListMessages", tenant(), request.session_id)
+        only = (request.run_id,) if request.run_id else ()
+        tokens = PageTokens(
+            self._store.store_id, "ListMessages", tenant(), request.session_id, *only
+        )
         page_size, place = validate.list_messages(
             request, lambda: tokens.decode(request.page_token, len(Mark._fields))
         )
@@ -99,6 +121,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
             after=None if start is None else start.read_after,
             limit=page_size,
             max_bytes=PAGE_BYTES,
+            run_id=request.run_id or None,
         )
         layout = lay_out(page, start)
         return pb.ListMessagesResponse(

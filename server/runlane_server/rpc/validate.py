@@ -7,13 +7,12 @@ One function per request returns its domain values or raises InvalidArgument wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from runlane.v1 import run_pb2, run_service_pb2, session_service_pb2
 from runlane_server.core.errors import SessionMissing
 from runlane_server.core.limits import Limits, prompt_errors
-from runlane_server.core.model import NO_LABELS, CancelScope, RunRequest, RunState, WhenBusy
+from runlane_server.core.model import NO_LABELS, CancelScope, RunRequest, WhenBusy
 from runlane_server.core.retry import DEFAULT_INITIAL_BACKOFF, DEFAULT_MAX_BACKOFF, RetryPolicy
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import (
@@ -37,6 +36,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     checks = Checks()
     checks.session_id(request.session_id)
     checks.identifier("run_id", request.run_id)
+    checks.identifier("expected_active_run_id", request.expected_active_run_id)
     # Each access to a field of a message takes time, and most accepts have neither.
     attachments, labels = request.attachments, request.metadata
     checks.count("attachments", attachments)
@@ -71,6 +71,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
         metadata=metadata,
         agent=request.agent,
         retry=retry,
+        expected_active=request.expected_active_run_id,
     )
 
 
@@ -171,31 +172,6 @@ def get_run(request: run_service_pb2.GetRunRequest) -> None:
     checks.finish()
 
 
-@dataclass(frozen=True, slots=True)
-class RunFilter:
-    """The filters of ListRuns; `session_id` is None for all sessions."""
-
-    session_id: str | None
-    states: frozenset[RunState]
-    page_size: int
-
-
-def list_runs(
-    request: run_service_pb2.ListRunsRequest, read: Callable[[RunFilter], ReadT]
-) -> tuple[RunFilter, ReadT]:
-    """Returns the filter and the place of a page, whose token `read` decodes."""
-    checks = Checks()
-    checks.identifier("session_id", request.session_id)
-    checks.count("states", request.states)
-    states = frozenset(
-        checks.enum(f"states[{n}]", state, convert.RUN_STATES_FROM.get, RunState.ACCEPTED)
-        for n, state in enumerate(request.states)
-    )
-    page_size = checks.page_size(request.page_size)
-    wanted = RunFilter(request.session_id or None, states, page_size)
-    return wanted, checks.finish_with(lambda: read(wanted))
-
-
 def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
     checks = Checks()
     checks.identifier("session_id", request.session_id)
@@ -227,20 +203,12 @@ def subscribe_session(
     return checks.finish_with(lambda: read(request.session_ids))
 
 
-def list_sessions(
-    request: session_service_pb2.ListSessionsRequest, read: Callable[[], ReadT]
-) -> tuple[int, ReadT]:
-    """Returns the size and the place of a page, whose token `read` decodes."""
-    checks = Checks()
-    page_size = checks.page_size(request.page_size)
-    return page_size, checks.finish_with(read)
-
-
 def list_messages(
     request: session_service_pb2.ListMessagesRequest, read: Callable[[], ReadT]
 ) -> tuple[int, ReadT]:
     """Returns the size and the place of a page, whose token `read` decodes."""
     checks = Checks()
     checks.session_id(request.session_id)
+    checks.identifier("run_id", request.run_id)
     page_size = checks.page_size(request.page_size)
     return page_size, checks.finish_with(read)

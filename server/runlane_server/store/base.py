@@ -24,12 +24,19 @@ from runlane_server.core.model import (
     RunComplete,
     RunEvent,
     RunKey,
-    RunState,
     Session,
     SessionKey,
 )
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
+from runlane_server.store.lookup import (
+    ALL_RUNS,
+    ALL_SESSIONS,
+    Count,
+    ListPlace,
+    RunFilter,
+    SessionFilter,
+)
 from runlane_server.store.vitals import StoreVitals
 
 if TYPE_CHECKING:
@@ -422,6 +429,12 @@ class Store(Protocol):
     async def create_session(self, session: NewSession) -> None:
         """Creates a session with a lane at version 1. Raises SessionTaken."""
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """Writes the title, the labels and the agent of a session, if they are those of `before`.
+
+        Returns False if they are not. A new agent changes the version of the lane.
+        """
+
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """Removes the oldest terminal events from the log; returns the number removed.
 
@@ -458,13 +471,18 @@ class Store(Protocol):
     async def list_runs(
         self,
         tenant: str,
+        wanted: RunFilter = ALL_RUNS,
         *,
-        session_id: str | None = None,
-        states: Collection[RunState] = (),
-        after: int | None = None,
+        after: ListPlace | None = None,
         limit: int,
-    ) -> Page[Run, int]:
-        """A page of runs after a place, the latest accepted first. `complete.text` is empty."""
+    ) -> Page[Run, ListPlace]:
+        """A page of runs after a place. `complete.text` is empty.
+
+        It reads at most `SCAN_ROWS` runs, so a page that has `next` may be short or empty.
+        """
+
+    async def count_runs(self, tenant: str, wanted: RunFilter) -> Count:
+        """The number of runs in a list, among its first `COUNT_ROWS`."""
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         """The full prompt of a run."""
@@ -512,9 +530,17 @@ class Store(Protocol):
         """A session, or None."""
 
     async def list_sessions(
-        self, tenant: str, *, after: int | None = None, limit: int
-    ) -> Page[Session, int]:
-        """A page of sessions after a place, the latest created first."""
+        self,
+        tenant: str,
+        wanted: SessionFilter = ALL_SESSIONS,
+        *,
+        after: ListPlace | None = None,
+        limit: int,
+    ) -> Page[Session, ListPlace]:
+        """A page of sessions after a place. As with `list_runs`, it may be short."""
+
+    async def count_sessions(self, tenant: str, wanted: SessionFilter) -> Count:
+        """The number of sessions in a list, among its first `COUNT_ROWS`."""
 
     async def stored_bytes(self, tenant: str) -> int:
         """The approximate size in bytes of a tenant's runs, prompts, attachments and transcripts:
@@ -530,10 +556,11 @@ class Store(Protocol):
         after: MessagePlace | None = None,
         limit: int,
         max_bytes: int,
+        run_id: str | None = None,
     ) -> Page[Message, MessagePlace]:
         """A page of the transcript after a place: about `max_bytes` bytes, at least one message.
 
-        User messages have the parts of their prompts.
+        `run_id` selects the messages of one run. User messages have the parts of their prompts.
         """
 
     async def log_bytes(self) -> int:

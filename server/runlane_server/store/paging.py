@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from runlane_server.core.artifact import ArtifactPiece
 from runlane_server.core.errors import CursorCompacted
@@ -28,6 +28,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.store.base import LoggedComplete, Page
 from runlane_server.store.lane_log import LaneEntry
+from runlane_server.store.lookup import ListPlace
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -63,6 +64,22 @@ def numbered_page(
     """A page of up to `limit` items, from rows of which there is one more if the list goes on."""
     place = number(found[limit - 1]) if len(found) > limit else None
     return Page(tuple(item(row) for row in found[:limit]), place)
+
+
+def list_page(
+    found: Sequence[Row],
+    limit: int,
+    item: Callable[[Row], Item],
+    stopped: Row | None,
+) -> Page[Item, ListPlace]:
+    """A page of up to `limit` items of a list, of which `found` has one more if it goes on.
+
+    `stopped` has the place where the read of a page that is not full has stopped, None at the end
+    of the list.
+    """
+    last: Any = found[limit - 1] if len(found) > limit else stopped
+    place = None if last is None else (int(last["place"]), int(last["n"]))
+    return Page(tuple([item(row) for row in found[:limit]]), place)
 
 
 def messages_page(messages: Sequence[Message], *, more: bool) -> Page[Message, tuple[int, int]]:

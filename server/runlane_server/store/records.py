@@ -169,6 +169,7 @@ def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
         complete=complete,
         agent=row["agent"],
         retry=None if retry is None else retry.retry,
+        last_event_index=row["last_event_index"],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from runlane_server.core.model import KeptPart, Message, RunRequest, utf8_size
+from runlane_server.core.model import KeptPart, Message, RunRequest, Session, utf8_size
 
 RUN_BYTES = 500
 """The assumed size of a run besides its prompt: its row, and its keys in the indexes. The number
@@ -33,6 +33,12 @@ def run_weight(request: RunRequest) -> int:
 def session_weight(title: str, labels: Mapping[str, str]) -> int:
     """The bytes that a new session says it has: its title and its labels."""
     return utf8_size(title) + _labels_size(labels)
+
+
+def session_growth(before: Session, after: Session) -> int:
+    """The bytes by which an edit makes a session larger."""
+    weights = [session_weight(it.title, it.metadata) for it in (before, after)]
+    return weights[1] - weights[0]
 
 
 def message_weight(parts: Iterable[str | None]) -> int:

@@ -410,6 +410,17 @@ OTHERS = (
         ),
     ),
     Fault(
+        "an accept that expects another active run and is accepted",
+        (27,),
+        (
+            Edit(
+                ACCEPTING,
+                '    if request.expected_active not in {"", lane.active_run_id}:',
+                "    if False:",
+            ),
+        ),
+    ),
+    Fault(
         "REJECT that is queued",
         (27,),
         (

@@ -57,7 +57,7 @@ from runlane_server.core.model import (
     Usage,
 )
 from runlane_server.net.addresses import Address
-from runlane_server.rpc import validate
+from runlane_server.rpc import lists, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens
 from runlane_server.store import codec
@@ -87,6 +87,7 @@ def _text(data: bytes) -> str:
 _STORE = bytes(range(8))
 _CURSORS = Cursors(_STORE)
 _PAGES = PageTokens(_STORE, "ListRuns", "s")
+_TOKENS = lists.Tokens(_STORE, "s")
 
 
 def _cursor(data: bytes) -> None:
@@ -235,13 +236,14 @@ _CHECKS: Sequence[tuple[type[Message], Callable[[Any], object]]] = (
     (run_service_pb2.GetRunRequest, validate.get_run),
     (
         run_service_pb2.ListRunsRequest,
-        lambda sent: validate.list_runs(sent, lambda _: _PAGES.decode(sent.page_token, 2)),
+        lambda sent: lists.list_runs(sent, _TOKENS),
     ),
     (session_service_pb2.CreateSessionRequest, validate.create_session),
     (session_service_pb2.GetSessionRequest, validate.session_id),
+    (session_service_pb2.UpdateSessionRequest, lists.update_session),
     (
         session_service_pb2.ListSessionsRequest,
-        lambda sent: validate.list_sessions(sent, lambda: _PAGES.decode(sent.page_token, 2)),
+        lambda sent: lists.list_sessions(sent, _TOKENS),
     ),
     (session_service_pb2.DeleteSessionRequest, validate.session_id),
     (

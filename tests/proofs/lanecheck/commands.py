@@ -11,6 +11,7 @@ from typing import Any
 from runlane_server.core import lane as lane_rules
 from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.errors import (
+    ActiveRunChanged,
     AgentNotFound,
     IllegalCommand,
     InputClosed,
@@ -94,8 +95,8 @@ class Command:
     """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
     `agent` the one that it names, or the one whose waiting runs fail; `error` is why a finish
     fails, and `at` is the time of a dispatch; `host` is the node of the active run's supervisor, or
-    the one that adopts it; `key` is that of the question asked or answered; an agent that parks
-    to `restart` leaves no checkpoint."""
+    the one that adopts it; `expected` is the active run that an accept expects; `key` is that of
+    the question asked or answered; an agent that parks to `restart` leaves no checkpoint."""
 
     verb: Verb
     token: str = ""
@@ -112,6 +113,7 @@ class Command:
     error: RunError = BOOM
     agent: str = ""
     host: str | None = None
+    expected: str = ""
     key: str = ""
     has_default: bool = False
     resumable: bool = False
@@ -124,7 +126,10 @@ class Command:
         arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
-            Verb.ACCEPT: (self.token, self.run_id, self.when_busy, self.agent),
+            Verb.ACCEPT: (
+                *(self.token, self.run_id, self.when_busy, self.agent),
+                f"while {self.expected}" * bool(self.expected),
+            ),
             Verb.FAIL_WAITING: (self.agent,),
             Verb.CANCEL: (self.scope, self.run_id),
             Verb.DRAIN: (self.run_id, str(self.attempt), *node),
@@ -164,6 +169,7 @@ class Command:
             max_attempts=self.max_attempts,
             retry=self.retry,
             agent=self.agent,
+            expected_active=self.expected,
         )
 
     def outcome(self, lane: Lane) -> Outcome:
@@ -204,7 +210,9 @@ class Command:
         at_work = active is not None and (active.run_id, active.attempt)
         return at_work == (self.run_id, self.attempt)
 
-    def _accept_refusal(self, lane: Lane) -> type[Exception] | None:
+    def _accept_refusal(  # noqa: PLR0911 - one per error, in their order
+        self, lane: Lane
+    ) -> type[Exception] | None:
         held = self._held(lane)
         if held is None:
             return IllegalCommand
@@ -214,6 +222,8 @@ class Command:
             return SessionNotFound
         if self.agent == NOBODY:
             return AgentNotFound
+        if self.expected and self.expected != at_work(lane):
+            return ActiveRunChanged
         behind = lane.active is not None or lane.waiting != ()
         before = lane.reservations[: lane.reservations.index(held)]
         beaten = any(other.run_id != self.run_id for other in before)
@@ -333,6 +343,14 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     ),
     Verb.REMOVE: lambda rules, lane, self: rules.remove(lane),
 }
+
+
+def at_work(lane: Lane) -> str | None:
+    """The run that a prompt of now would interrupt."""
+    if lane.active is not None:
+        return lane.active.run_id
+    head = lane.waiting[0] if lane.waiting else None
+    return head.run_id if head is not None and head.not_before else None
 
 
 def _unused(lane: Lane) -> Outcome:

@@ -36,6 +36,7 @@ from proofs.lanecheck.commands import (
     adopt,
     answer,
     ask,
+    at_work,
     cancel,
     drain,
     expire,
@@ -50,7 +51,7 @@ from proofs.lanecheck.commands import (
 from proofs.lanecheck.invariants import check, require
 from runlane_server.core import lane as lane_rules
 from runlane_server.core.model import CancelScope, WhenBusy
-from runlane_server.core.transition import Lane, LaneRun, Transition
+from runlane_server.core.transition import Lane, LaneRun, Reservation, Transition
 
 State = Hashable
 """A world with names and absolute numbers normalised."""
@@ -271,16 +272,24 @@ def _accepts(world: World, bounds: Bounds) -> Iterator[Command]:
         yield reserve(held.token, held.run_id)
         # The store refuses a known run id; the lane does not contain ended runs.
         if held.run_id not in world.ended:
-            for when_busy in WhenBusy:
-                yield _accept(held.token, held.run_id, when_busy, bounds)
-            if bounds.agents:
-                # Another agent makes a difference to a fold, before it and behind it.
-                for when_busy in (WhenBusy.QUEUE, WhenBusy.FOLD):
-                    yield _accept(held.token, held.run_id, when_busy, bounds, agent=OTHER)
-                yield _accept(held.token, held.run_id, WhenBusy.INTERRUPT, bounds, agent=NOBODY)
-            if not lane.exists:
-                yield _accept(held.token, held.run_id, WhenBusy.QUEUE, bounds, missing=False)
+            yield from _accepts_of(held, lane, bounds)
     yield _accept("none", "none", WhenBusy.QUEUE, bounds)
+
+
+def _accepts_of(held: Reservation, lane: Lane, bounds: Bounds) -> Iterator[Command]:
+    """Every accept with a reservation."""
+    token, run_id = held.token, held.run_id
+    for when_busy in WhenBusy:
+        yield _accept(token, run_id, when_busy, bounds)
+    if bounds.agents:
+        # Another agent makes a difference to a fold, before it and behind it.
+        for when_busy in (WhenBusy.QUEUE, WhenBusy.FOLD):
+            yield _accept(token, run_id, when_busy, bounds, agent=OTHER)
+        yield _accept(token, run_id, WhenBusy.INTERRUPT, bounds, agent=NOBODY)
+    for expected in filter(None, (at_work(lane), run_id)):
+        yield replace(_accept(token, run_id, WhenBusy.INTERRUPT, bounds), expected=expected)
+    if not lane.exists:
+        yield _accept(token, run_id, WhenBusy.QUEUE, bounds, missing=False)
 
 
 def _accept(

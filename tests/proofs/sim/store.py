@@ -27,7 +27,6 @@ from runlane_server.core.model import (
     Run,
     RunEvent,
     RunKey,
-    RunState,
     Session,
     SessionKey,
 )
@@ -50,6 +49,14 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
+from runlane_server.store.lookup import (
+    ALL_RUNS,
+    ALL_SESSIONS,
+    Count,
+    ListPlace,
+    RunFilter,
+    SessionFilter,
+)
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.memory.webhooks import MemoryWebhooks
 from runlane_server.store.postgres.write_lines import WriteLine, WriteLines
@@ -348,6 +355,10 @@ class SimStore:
         """All sessions with work."""
         return await self._read(self._disk.data.busy_sessions)
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """Changes a session."""
+        return await self._read(lambda: self._disk.data.edit_session(key, before, after))
+
     async def get_run(self, key: RunKey) -> Run | None:
         """A run."""
         return await self._read(lambda: self._disk.data.get_run(key))
@@ -363,18 +374,19 @@ class SimStore:
     async def list_runs(
         self,
         tenant: str,
+        wanted: RunFilter = ALL_RUNS,
         *,
-        session_id: str | None = None,
-        states: Collection[RunState] = (),
-        after: int | None = None,
+        after: ListPlace | None = None,
         limit: int,
-    ) -> Page[Run, int]:
-        """Runs, the latest accepted first."""
+    ) -> Page[Run, ListPlace]:
+        """Runs."""
         return await self._read(
-            lambda: self._disk.data.list_runs(
-                tenant, session_id=session_id, states=states, after=after, limit=limit
-            )
+            lambda: self._disk.data.list_runs(tenant, wanted, after=after, limit=limit)
         )
+
+    async def count_runs(self, tenant: str, wanted: RunFilter) -> Count:
+        """The number of runs."""
+        return await self._read(lambda: self._disk.data.count_runs(tenant, wanted))
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         """The prompt of a run."""
@@ -435,12 +447,21 @@ class SimStore:
         return await self._read(lambda: self._disk.data.get_session(key))
 
     async def list_sessions(
-        self, tenant: str, *, after: int | None = None, limit: int
-    ) -> Page[Session, int]:
+        self,
+        tenant: str,
+        wanted: SessionFilter = ALL_SESSIONS,
+        *,
+        after: ListPlace | None = None,
+        limit: int,
+    ) -> Page[Session, ListPlace]:
         """Sessions."""
         return await self._read(
-            lambda: self._disk.data.list_sessions(tenant, after=after, limit=limit)
+            lambda: self._disk.data.list_sessions(tenant, wanted, after=after, limit=limit)
         )
+
+    async def count_sessions(self, tenant: str, wanted: SessionFilter) -> Count:
+        """The number of sessions."""
+        return await self._read(lambda: self._disk.data.count_sessions(tenant, wanted))
 
     async def stored_bytes(self, tenant: str) -> int:
         """The number of bytes a tenant has stored."""
@@ -451,12 +472,18 @@ class SimStore:
         return await self._read(lambda: self._disk.data.stale_sessions(before, limit))
 
     async def list_messages(
-        self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
+        self,
+        key: SessionKey,
+        *,
+        after: MessagePlace | None = None,
+        limit: int,
+        max_bytes: int,
+        run_id: str | None = None,
     ) -> Page[Message, MessagePlace]:
         """The transcript."""
         return await self._read(
             lambda: self._disk.data.list_messages(
-                key, after=after, limit=limit, max_bytes=max_bytes
+                key, after=after, limit=limit, max_bytes=max_bytes, run_id=run_id
             )
         )
 

@@ -26,6 +26,7 @@ from runlane_server.engine.coordinator import Coordinator
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import EventFilter, LoggedComplete
+from runlane_server.store.lookup import RunFilter
 from runlane_server.store.postgres import committer as postgres_committer
 from runlane_server.store.postgres import connection as postgres_connection
 from runlane_server.store.postgres import log as postgres_log
@@ -138,7 +139,7 @@ async def survives(url: str, trouble: Callable[[], Awaitable[None]]) -> None:
         assert {event.complete.state for event in logs[0]} == {RunState.COMPLETED}
         assert one.store.failed is None
         for session_id in (f"{name}{n}" for name in "ab" for n in range(SESSIONS)):
-            runs = await one.store.list_runs(DEFAULT_TENANT, session_id=session_id, limit=MANY)
+            runs = await one.store.list_runs(DEFAULT_TENANT, RunFilter(session_id), limit=MANY)
             assert len(runs.items) == RUNS
 
 

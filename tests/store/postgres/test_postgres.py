@@ -26,6 +26,7 @@ from runlane_server.core.model import (
     Role,
     RunError,
     RunRequest,
+    RunState,
     SessionKey,
     Text,
     TextDelta,
@@ -41,17 +42,20 @@ from runlane_server.store.base import (
     Stale,
     Store,
 )
+from runlane_server.store.lookup import RunFilter, RunOrder, SessionFilter, Span
+from runlane_server.store.lookup_sql import Lookup, runs, sessions
 from runlane_server.store.postgres import log as postgres_log
 from runlane_server.store.postgres import store as store_module
 from runlane_server.store.postgres.connection import Connector
 from runlane_server.store.postgres.database import Database
+from runlane_server.store.postgres.lists import DIALECT
 from runlane_server.store.postgres.pool import MOST_CONNECTIONS
 from runlane_server.store.postgres.schema import SQL
 from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.sqlfiles import migrations
 from support.postgres import Connection, listening, postgres_store, until_blocked
-from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer
+from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 SECONDS = 60.0
 TESTS = Path(__file__).parents[2]
@@ -601,6 +605,30 @@ async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_o
         assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
 
 
+BEFORE_LOOKUP = """
+    DROP TABLE run_labels, session_labels;
+    DROP FUNCTION label_run, label_session CASCADE;
+    DROP FUNCTION labels_of;
+    DROP INDEX runs_by_agent, runs_by_accepted, runs_by_ended;
+    DROP INDEX sessions_by_agent, sessions_by_created, sessions_busy;
+"""
+"""Takes step 16 of the schema back."""
+
+
+async def test_migration_finds_the_labels_of_before(postgres_url: str, beside: Connection) -> None:
+    labels = {"k": "v", "é\0": 'a"b\\'}
+    async with postgres_store(postgres_url) as store:
+        await Story(store).play(request("a")._replace(metadata=labels))
+        await store.create_session(NewSession(SessionKey(TENANT, "new"), START, metadata=labels))
+    await beside.execute(BEFORE_LOOKUP)
+    await beside.execute("DELETE FROM schema_versions WHERE version >= 16")
+    async with postgres_store(postgres_url) as store:
+        runs = await store.list_runs(TENANT, RunFilter(labels=labels), limit=5)
+        assert [run.run_id for run in runs.items] == ["a"]
+        sessions = await store.list_sessions(TENANT, SessionFilter(labels=labels), limit=5)
+        assert [session.session_id for session in sessions.items] == ["new"]
+
+
 async def test_migration_counts_the_log_of_each_tenant(
     postgres_url: str, beside: Connection
 ) -> None:
@@ -609,6 +637,7 @@ async def test_migration_counts_the_log_of_each_tenant(
             await Story(store, f"s{n}", tenant="quiet" if n == 1 else "busy").play(f"r{n}")
         sizes = sorted(await store._log_sizes())
     # As the schema before it was, after the removal of a sixth event.
+    await beside.execute(BEFORE_LOOKUP)
     await beside.execute(
         """
         DROP TABLE kept_parts;
@@ -730,12 +759,10 @@ async def test_nul_is_kept_wherever_it_may_stand(nodes: Sequence[PostgresStore])
 READS = [
     "lane",
     "run",
-    "runs_of_session",
-    "runs_of_tenant",
     "prompt",
     "run_events",
     "session",
-    "sessions",
+    "turn_of_run",
     "stored_bytes",
     "stale_sessions",
     "messages",
@@ -773,6 +800,47 @@ async def test_no_statement_walks_a_table(postgres_url: str) -> None:
         assert all("on store" in line or "on nodes" in line for line in walked), f"{name}\n{plan}"
         index = {"log_after": "events_key", "events": "events_by_tenant"}.get(name, "")
         assert index in plan, f"{name}\n{plan}"
+    await connection.close()
+
+
+SPAN = Span(1, 9)
+INDEXES: list[tuple[str, Lookup]] = [
+    ("runs_by_session", runs(DIALECT, TENANT, RunFilter("s"))),
+    ("runs_by_agent", runs(DIALECT, TENANT, RunFilter(agent="a"))),
+    ("runs_by_agent", runs(DIALECT, TENANT, RunFilter(agent="a", ended=SPAN))),
+    ("run_labels_key", runs(DIALECT, TENANT, RunFilter(labels={"k": "v", "l": "w"}))),
+    ("runs_by_accepted", runs(DIALECT, TENANT, RunFilter(accepted=SPAN, agent="a"))),
+    ("runs_by_ended", runs(DIALECT, TENANT, RunFilter(order=RunOrder.LATEST_ENDED, ended=SPAN))),
+    ("runs_by_ended", runs(DIALECT, TENANT, RunFilter("s", order=RunOrder.EARLIEST_ENDED))),
+    ("runs_ended", runs(DIALECT, TENANT, RunFilter(states=frozenset({RunState.FAILED})))),
+    ("runs_open", runs(DIALECT, TENANT, RunFilter(states=frozenset({RunState.ACTIVE})))),
+    ("runs_open", runs(DIALECT, TENANT, RunFilter())),
+    ("sessions_by_tenant", sessions(DIALECT, TENANT, SessionFilter(busy=False))),
+    ("sessions_by_agent", sessions(DIALECT, TENANT, SessionFilter(agent="a"))),
+    ("sessions_by_created", sessions(DIALECT, TENANT, SessionFilter(created=SPAN))),
+    ("sessions_busy", sessions(DIALECT, TENANT, SessionFilter(busy=True))),
+    ("session_labels_key", sessions(DIALECT, TENANT, SessionFilter(labels={"k": "v"}))),
+]
+
+
+async def test_no_list_walks_a_table(postgres_url: str) -> None:
+    """Each reads its own index, also while nobody has counted the rows."""
+    async with postgres_store(postgres_url):
+        pass
+    connection = await Connector(Database.parse(postgres_url)).connect()
+    for n, (index, lookup) in enumerate(INDEXES):
+        for m, made in enumerate(
+            (lookup.page((3, 4), 50), lookup.last_read((3, 4)), lookup.count())
+        ):
+            name = f"list_{n}_{m}"
+            await connection.execute(f"PREPARE {name} AS {made.sql}")
+            values = f"({', '.join(['NULL'] * len(made.args))})"
+            rows = await connection.fetch(f"EXPLAIN EXECUTE {name}{values}")
+            plan = "\n".join(row[0] for row in rows)
+            assert "Seq Scan" not in plan, plan
+            assert index in plan, f"{index}\n{plan}"
+            # Only open runs are sorted, and few of several lists are merged.
+            assert "Sort" not in plan or index == "runs_open", plan
     await connection.close()
 
 

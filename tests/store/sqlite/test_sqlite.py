@@ -6,15 +6,16 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import StartError, StoreUnavailable
-from runlane_server.core.model import Attachment, RunEvent, RunKey, SessionKey, TextDelta
+from runlane_server.core.model import Attachment, RunEvent, RunKey, RunState, SessionKey, TextDelta
 from runlane_server.store.base import (
     EventFilter,
     NewSession,
@@ -23,10 +24,13 @@ from runlane_server.store.base import (
     Stale,
     StoreError,
 )
+from runlane_server.store.lookup import RunFilter, RunOrder, SessionFilter, Span
+from runlane_server.store.lookup_sql import Lookup, runs, sessions
 from runlane_server.store.sqlfiles import migrations, statements
 from runlane_server.store.sqlite import store as sqlite
 from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.file import APPLICATION_ID
+from runlane_server.store.sqlite.lists import DIALECT
 from runlane_server.store.sqlite.store import SqliteStore
 from runlane_server.store.webhooks import Webhook, WebhookFilter, WebhookKey
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
@@ -210,6 +214,39 @@ async def test_migrations_are_done_once(path: Path) -> None:
     assert schema() == first
 
 
+BEFORE_LOOKUP = """
+    DROP TRIGGER label_run;
+    DROP TRIGGER unlabel_run;
+    DROP TRIGGER relabel_run;
+    DROP TRIGGER label_session;
+    DROP TRIGGER unlabel_session;
+    DROP TRIGGER relabel_session;
+    DROP TABLE run_labels;
+    DROP TABLE session_labels;
+    DROP INDEX runs_by_agent;
+    DROP INDEX runs_by_accepted;
+    DROP INDEX runs_by_ended;
+    DROP INDEX sessions_by_agent;
+    DROP INDEX sessions_by_created;
+    DROP INDEX sessions_busy;
+"""
+"""Takes step 14 of the schema back."""
+
+
+async def test_migration_finds_the_labels_of_before(path: Path) -> None:
+    labels = {"k": "v", "é": 'a"b'}
+    async with SqliteStore(path) as store:
+        await Story(store).play(request("a")._replace(metadata=labels))
+        await store.create_session(NewSession(SessionKey(TENANT, "new"), START, metadata=labels))
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(BEFORE_LOOKUP + "PRAGMA user_version = 13")
+    async with SqliteStore(path) as store:
+        runs = await store.list_runs(TENANT, RunFilter(labels=labels), limit=5)
+        assert [run.run_id for run in runs.items] == ["a"]
+        sessions = await store.list_sessions(TENANT, SessionFilter(labels=labels), limit=5)
+        assert [session.session_id for session in sessions.items] == ["new"]
+
+
 async def test_migration_counts_bytes_stored_before(path: Path) -> None:
     async with SqliteStore(path) as store:
         story = Story(store)
@@ -220,6 +257,7 @@ async def test_migration_counts_bytes_stored_before(path: Path) -> None:
         counted = await store.stored_bytes("tenant")
         assert counted > 6_000 + 25 + 1_000
     with closing(sqlite3.connect(path)) as db:
+        db.executescript(BEFORE_LOOKUP)
         db.execute("ALTER TABLE sessions DROP COLUMN stored_bytes")
         db.execute("ALTER TABLE runs DROP COLUMN trace")
         db.execute("ALTER TABLE runs DROP COLUMN asking")
@@ -447,6 +485,54 @@ async def test_a_page_of_one_tenant_reads_no_event_of_another(path: Path) -> Non
         plan = db.execute(f"EXPLAIN QUERY PLAN {SQL['events']}", values).fetchall()
     (step,) = (row[3] for row in plan)
     assert "events_by_tenant (tenant=? AND position>? AND position<?)" in step
+
+
+def lookups() -> Iterator[tuple[object, Lookup]]:
+    """The statements of lists for each index, alone and with conditions on rows."""
+    span = Span(1, 9)
+    alone = [
+        RunFilter(),
+        RunFilter("s"),
+        RunFilter(agent="a"),
+        RunFilter(labels={"k": "v"}),
+        RunFilter(accepted=span),
+        RunFilter(ended=span, order=RunOrder.LATEST_ENDED),
+        RunFilter(states=frozenset({RunState.FAILED})),
+        RunFilter(states=frozenset({RunState.ACTIVE})),
+    ]
+    for one in alone:
+        for order in (one.order, RunOrder.EARLIEST_ACCEPTED, RunOrder.EARLIEST_ENDED):
+            for labels in (one.labels, {"k": "v", "l": "w"}):
+                wanted = replace(one, order=order, labels=labels)
+                yield wanted, runs(DIALECT, TENANT, wanted)
+    for session in (
+        SessionFilter(),
+        SessionFilter(agent="a"),
+        SessionFilter(busy=True),
+        SessionFilter(busy=False),
+        SessionFilter(created=span),
+        SessionFilter(labels={"k": "v"}),
+    ):
+        yield session, sessions(DIALECT, TENANT, session)
+
+
+async def test_no_list_walks_or_sorts_a_table(path: Path) -> None:
+    async with SqliteStore(path):
+        pass
+    with closing(sqlite3.connect(path)) as db:
+        for wanted, lookup in lookups():
+            for statement in (lookup.page((3, 4), 50), lookup.last_read(None), lookup.count()):
+                named = {f"p{n}": value for n, value in enumerate(statement.args, start=1)}
+                explained = db.execute(f"EXPLAIN QUERY PLAN {statement.sql}", named)
+                plan = [row[3] for row in explained]
+                walks = [step for step in plan if step.startswith("SCAN ")]
+                of_rows = {"SCAN found", "SCAN part", "SCAN CONSTANT ROW"}
+                assert {step for step in walks if "json_each" not in step} <= of_rows, wanted
+                sorts = [step for step in plan if "TEMP B-TREE" in step]
+                merges = any("runs_open" in step or "MERGE" in step for step in plan)
+                assert not sorts or merges, (wanted, plan)
+                driver = next(step for step in plan if step.startswith("SEARCH"))
+                assert "tenant=?" in driver, (wanted, plan)
 
 
 @pytest.mark.parametrize("column", ["settings", "secrets", "progress", "created_at", "fence"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from runlane.conformance.cases.accept import expect_rejection
 from runlane.conformance.context import STEP, CaseContext, covered_runs, say
 from runlane.conformance.rules import case, expect, expect_that
@@ -114,6 +116,30 @@ async def _interrupt(ctx: CaseContext) -> None:
         "the INTERRUPT run executes first",
         true=second.started_at is not None and first.ended_at <= second.started_at,
     )
+
+
+@case(27)
+async def _expected_active(ctx: CaseContext) -> None:
+    """A run that expects another active run is refused, and nothing of it is stored."""
+    active = await ctx.accept_blocked()
+
+    def submit(run_id: str, expected: str) -> Awaitable[object]:
+        return ctx.client.run_accepted(
+            ctx.session,
+            "i",
+            run_id=run_id,
+            when_busy=WhenBusy.INTERRUPT,
+            expected_active_run_id=expected,
+        )
+
+    refused, accepted = f"{ctx.session} refused", f"{ctx.session} accepted"
+    await expect_rejection(submit(refused, refused), "ACTIVE_RUN_CHANGED")
+    await ctx.expect_state(active, S.ACTIVE)
+    await expect_rejection(ctx.client.get_run(refused), "RUN_NOT_FOUND")
+    await submit(accepted, active.run_id)
+    await ctx.expect_end(active, S.CANCELLED, "<g>")
+    # A repeated accept is answered, though another run is active now.
+    await submit(accepted, active.run_id)
 
 
 @case(28)

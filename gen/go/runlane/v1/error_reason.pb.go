@@ -105,6 +105,12 @@ const (
 	ErrorReason_ERROR_REASON_WEBHOOK_NOT_FOUND ErrorReason = 40
 	// ABORTED: the webhook was changed meanwhile, or the etag is not its current one. Read it again.
 	ErrorReason_ERROR_REASON_WEBHOOK_CHANGED ErrorReason = 41
+	// FAILED_PRECONDITION: the record was changed since the caller read it. Read it again, and decide
+	// whether the change still applies.
+	ErrorReason_ERROR_REASON_EDIT_CONFLICT ErrorReason = 50
+	// FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
+	// `active_run_id` has the one that is, empty for none.
+	ErrorReason_ERROR_REASON_ACTIVE_RUN_CHANGED ErrorReason = 51
 )
 
 // Enum value maps for ErrorReason.
@@ -142,6 +148,8 @@ var (
 		32: "ERROR_REASON_ANSWER_INVALID",
 		40: "ERROR_REASON_WEBHOOK_NOT_FOUND",
 		41: "ERROR_REASON_WEBHOOK_CHANGED",
+		50: "ERROR_REASON_EDIT_CONFLICT",
+		51: "ERROR_REASON_ACTIVE_RUN_CHANGED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -176,6 +184,8 @@ var (
 		"ERROR_REASON_ANSWER_INVALID":     32,
 		"ERROR_REASON_WEBHOOK_NOT_FOUND":  40,
 		"ERROR_REASON_WEBHOOK_CHANGED":    41,
+		"ERROR_REASON_EDIT_CONFLICT":      50,
+		"ERROR_REASON_ACTIVE_RUN_CHANGED": 51,
 	}
 )
 
@@ -211,7 +221,7 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xa2\b\n" +
+	"runlane.v1*\xe7\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -245,7 +255,9 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x19ERROR_REASON_INPUT_CLOSED\x10\x1f\x12\x1f\n" +
 	"\x1bERROR_REASON_ANSWER_INVALID\x10 \x12\"\n" +
 	"\x1eERROR_REASON_WEBHOOK_NOT_FOUND\x10(\x12 \n" +
-	"\x1cERROR_REASON_WEBHOOK_CHANGED\x10)B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x1cERROR_REASON_WEBHOOK_CHANGED\x10)\x12\x1e\n" +
+	"\x1aERROR_REASON_EDIT_CONFLICT\x102\x12#\n" +
+	"\x1fERROR_REASON_ACTIVE_RUN_CHANGED\x103B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

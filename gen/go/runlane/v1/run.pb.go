@@ -614,9 +614,12 @@ type Run struct {
 	// the server's default.
 	Agent string `protobuf:"bytes,16,opt,name=agent,proto3" json:"agent,omitempty"`
 	// The retry policy, if the request had one.
-	RetryPolicy   *RetryPolicy `protobuf:"bytes,17,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RetryPolicy *RetryPolicy `protobuf:"bytes,17,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
+	// The index of the run's last event so far. Pass it to SubscribeRun as `after_index` to receive
+	// only what follows.
+	LastEventIndex int64 `protobuf:"varint,18,opt,name=last_event_index,json=lastEventIndex,proto3" json:"last_event_index,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -766,6 +769,13 @@ func (x *Run) GetRetryPolicy() *RetryPolicy {
 		return x.RetryPolicy
 	}
 	return nil
+}
+
+func (x *Run) GetLastEventIndex() int64 {
+	if x != nil {
+		return x.LastEventIndex
+	}
+	return 0
 }
 
 // The one terminal event of a run.
@@ -2299,7 +2309,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x0finitial_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n" +
 	"\vmax_backoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"maxBackoff\x12!\n" +
-	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\xa8\x06\n" +
+	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\xd2\x06\n" +
 	"\x03Run\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -2323,7 +2333,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"foldedInto\x12:\n" +
 	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x12\x14\n" +
 	"\x05agent\x18\x10 \x01(\tR\x05agent\x12:\n" +
-	"\fretry_policy\x18\x11 \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
+	"\fretry_policy\x18\x11 \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x12(\n" +
+	"\x10last_event_index\x18\x12 \x01(\x03R\x0elastEventIndex\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x05\n" +

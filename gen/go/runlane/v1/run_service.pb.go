@@ -80,6 +80,67 @@ func (CancelScope) EnumDescriptor() ([]byte, []int) {
 	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{0}
 }
 
+// The order of a list of runs.
+type RunOrder int32
+
+const (
+	// LATEST_ENDED if the request has ended_from or ended_before, else LATEST_ACCEPTED.
+	RunOrder_RUN_ORDER_UNSPECIFIED RunOrder = 0
+	// Most recently accepted first.
+	RunOrder_RUN_ORDER_LATEST_ACCEPTED RunOrder = 1
+	// Accepted longest ago first.
+	RunOrder_RUN_ORDER_EARLIEST_ACCEPTED RunOrder = 2
+	// Most recently ended first; runs that have not ended are left out.
+	RunOrder_RUN_ORDER_LATEST_ENDED RunOrder = 3
+	// Ended longest ago first; runs that have not ended are left out.
+	RunOrder_RUN_ORDER_EARLIEST_ENDED RunOrder = 4
+)
+
+// Enum value maps for RunOrder.
+var (
+	RunOrder_name = map[int32]string{
+		0: "RUN_ORDER_UNSPECIFIED",
+		1: "RUN_ORDER_LATEST_ACCEPTED",
+		2: "RUN_ORDER_EARLIEST_ACCEPTED",
+		3: "RUN_ORDER_LATEST_ENDED",
+		4: "RUN_ORDER_EARLIEST_ENDED",
+	}
+	RunOrder_value = map[string]int32{
+		"RUN_ORDER_UNSPECIFIED":       0,
+		"RUN_ORDER_LATEST_ACCEPTED":   1,
+		"RUN_ORDER_EARLIEST_ACCEPTED": 2,
+		"RUN_ORDER_LATEST_ENDED":      3,
+		"RUN_ORDER_EARLIEST_ENDED":    4,
+	}
+)
+
+func (x RunOrder) Enum() *RunOrder {
+	p := new(RunOrder)
+	*p = x
+	return p
+}
+
+func (x RunOrder) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RunOrder) Descriptor() protoreflect.EnumDescriptor {
+	return file_runlane_v1_run_service_proto_enumTypes[1].Descriptor()
+}
+
+func (RunOrder) Type() protoreflect.EnumType {
+	return &file_runlane_v1_run_service_proto_enumTypes[1]
+}
+
+func (x RunOrder) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RunOrder.Descriptor instead.
+func (RunOrder) EnumDescriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{1}
+}
+
 // A prompt for a session.
 type RunAcceptedRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -111,9 +172,14 @@ type RunAcceptedRequest struct {
 	// with AGENT_NOT_FOUND. It is part of the request that a repeated run_id is compared with.
 	Agent string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
 	// Repeat attempts that the agent fails. Unset: a failure ends the run.
-	RetryPolicy   *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RetryPolicy *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
+	// Accept the run only while this is the active run of the session, or the one that waits for its
+	// next attempt; else the call is refused with ACTIVE_RUN_CHANGED. It is no part of the request that
+	// a repeated run_id is compared with: a run that was accepted is returned, whatever is active now.
+	// Empty: accept it in any case.
+	ExpectedActiveRunId string `protobuf:"bytes,12,opt,name=expected_active_run_id,json=expectedActiveRunId,proto3" json:"expected_active_run_id,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *RunAcceptedRequest) Reset() {
@@ -221,6 +287,13 @@ func (x *RunAcceptedRequest) GetRetryPolicy() *RetryPolicy {
 		return x.RetryPolicy
 	}
 	return nil
+}
+
+func (x *RunAcceptedRequest) GetExpectedActiveRunId() string {
+	if x != nil {
+		return x.ExpectedActiveRunId
+	}
+	return ""
 }
 
 // The accepted run.
@@ -1121,7 +1194,7 @@ func (x *GetRunResponse) GetRun() *Run {
 	return nil
 }
 
-// Request for a page of runs.
+// Request for a page of runs. A run has to match all filters.
 type ListRunsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Return only runs of this session; empty: all sessions.
@@ -1132,7 +1205,23 @@ type ListRunsRequest struct {
 	// fewer.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the previous page; empty: first page.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Return only runs of this agent; empty: all.
+	Agent string `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
+	// Return only runs that have all these labels, with these values; at most 8.
+	Metadata map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Return only runs accepted at this time or later.
+	AcceptedFrom *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=accepted_from,json=acceptedFrom,proto3" json:"accepted_from,omitempty"`
+	// Return only runs accepted before this time.
+	AcceptedBefore *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=accepted_before,json=acceptedBefore,proto3" json:"accepted_before,omitempty"`
+	// Return only runs that ended at this time or later.
+	EndedFrom *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ended_from,json=endedFrom,proto3" json:"ended_from,omitempty"`
+	// Return only runs that ended before this time.
+	EndedBefore *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=ended_before,json=endedBefore,proto3" json:"ended_before,omitempty"`
+	// The order.
+	Order RunOrder `protobuf:"varint,11,opt,name=order,proto3,enum=runlane.v1.RunOrder" json:"order,omitempty"`
+	// Count the matching runs.
+	WithTotalSize bool `protobuf:"varint,12,opt,name=with_total_size,json=withTotalSize,proto3" json:"with_total_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1195,15 +1284,75 @@ func (x *ListRunsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListRunsRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *ListRunsRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *ListRunsRequest) GetAcceptedFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptedFrom
+	}
+	return nil
+}
+
+func (x *ListRunsRequest) GetAcceptedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptedBefore
+	}
+	return nil
+}
+
+func (x *ListRunsRequest) GetEndedFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedFrom
+	}
+	return nil
+}
+
+func (x *ListRunsRequest) GetEndedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedBefore
+	}
+	return nil
+}
+
+func (x *ListRunsRequest) GetOrder() RunOrder {
+	if x != nil {
+		return x.Order
+	}
+	return RunOrder_RUN_ORDER_UNSPECIFIED
+}
+
+func (x *ListRunsRequest) GetWithTotalSize() bool {
+	if x != nil {
+		return x.WithTotalSize
+	}
+	return false
+}
+
 // A page of runs.
 type ListRunsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The runs, most recently accepted first.
+	// The runs, in the requested order. A page with a token may be empty.
 	Runs []*Run `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
 	// The token for the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The number of matching runs, over all pages. Only with with_total_size.
+	TotalSize int64 `protobuf:"varint,3,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
+	// True if there may be more: the server counts among the first 100,000 candidates.
+	TotalSizeIsMinimum bool `protobuf:"varint,4,opt,name=total_size_is_minimum,json=totalSizeIsMinimum,proto3" json:"total_size_is_minimum,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ListRunsResponse) Reset() {
@@ -1248,6 +1397,20 @@ func (x *ListRunsResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *ListRunsResponse) GetTotalSize() int64 {
+	if x != nil {
+		return x.TotalSize
+	}
+	return 0
+}
+
+func (x *ListRunsResponse) GetTotalSizeIsMinimum() bool {
+	if x != nil {
+		return x.TotalSizeIsMinimum
+	}
+	return false
 }
 
 // Request for a page of input requests.
@@ -1690,7 +1853,7 @@ var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1crunlane/v1/run_service.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xa5\x04\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xda\x04\n" +
 	"\x12RunAcceptedRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1704,7 +1867,8 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\rallow_missing\x18\t \x01(\bR\fallowMissing\x12\x14\n" +
 	"\x05agent\x18\n" +
 	" \x01(\tR\x05agent\x12:\n" +
-	"\fretry_policy\x18\v \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x1a;\n" +
+	"\fretry_policy\x18\v \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x123\n" +
+	"\x16expected_active_run_id\x18\f \x01(\tR\x13expectedActiveRunId\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
@@ -1768,17 +1932,33 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\rGetRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\"3\n" +
 	"\x0eGetRunResponse\x12!\n" +
-	"\x03run\x18\x01 \x01(\v2\x0f.runlane.v1.RunR\x03run\"\x9a\x01\n" +
+	"\x03run\x18\x01 \x01(\v2\x0f.runlane.v1.RunR\x03run\"\x88\x05\n" +
 	"\x0fListRunsRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12,\n" +
 	"\x06states\x18\x02 \x03(\x0e2\x14.runlane.v1.RunStateR\x06states\x12\x1b\n" +
 	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"_\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\x12\x14\n" +
+	"\x05agent\x18\x05 \x01(\tR\x05agent\x12E\n" +
+	"\bmetadata\x18\x06 \x03(\v2).runlane.v1.ListRunsRequest.MetadataEntryR\bmetadata\x12?\n" +
+	"\raccepted_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\facceptedFrom\x12C\n" +
+	"\x0faccepted_before\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0eacceptedBefore\x129\n" +
+	"\n" +
+	"ended_from\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tendedFrom\x12=\n" +
+	"\fended_before\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vendedBefore\x12*\n" +
+	"\x05order\x18\v \x01(\x0e2\x14.runlane.v1.RunOrderR\x05order\x12&\n" +
+	"\x0fwith_total_size\x18\f \x01(\bR\rwithTotalSize\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x01\n" +
 	"\x10ListRunsResponse\x12#\n" +
 	"\x04runs\x18\x01 \x03(\v2\x0f.runlane.v1.RunR\x04runs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbc\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +
+	"\n" +
+	"total_size\x18\x03 \x01(\x03R\ttotalSize\x121\n" +
+	"\x15total_size_is_minimum\x18\x04 \x01(\bR\x12totalSizeIsMinimum\"\xbc\x01\n" +
 	"\x18ListInputRequestsRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1806,7 +1986,13 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x18CANCEL_SCOPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CANCEL_SCOPE_SESSION\x10\x01\x12\x17\n" +
 	"\x13CANCEL_SCOPE_ACTIVE\x10\x02\x12\x18\n" +
-	"\x14CANCEL_SCOPE_WAITING\x10\x032\xa7\x06\n" +
+	"\x14CANCEL_SCOPE_WAITING\x10\x03*\x9f\x01\n" +
+	"\bRunOrder\x12\x19\n" +
+	"\x15RUN_ORDER_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19RUN_ORDER_LATEST_ACCEPTED\x10\x01\x12\x1f\n" +
+	"\x1bRUN_ORDER_EARLIEST_ACCEPTED\x10\x02\x12\x1a\n" +
+	"\x16RUN_ORDER_LATEST_ENDED\x10\x03\x12\x1c\n" +
+	"\x18RUN_ORDER_EARLIEST_ENDED\x10\x042\xa7\x06\n" +
 	"\n" +
 	"RunService\x12N\n" +
 	"\vRunAccepted\x12\x1e.runlane.v1.RunAcceptedRequest\x1a\x1f.runlane.v1.RunAcceptedResponse\x12?\n" +
@@ -1832,99 +2018,107 @@ func file_runlane_v1_run_service_proto_rawDescGZIP() []byte {
 	return file_runlane_v1_run_service_proto_rawDescData
 }
 
-var file_runlane_v1_run_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_runlane_v1_run_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_runlane_v1_run_service_proto_goTypes = []any{
 	(CancelScope)(0),                              // 0: runlane.v1.CancelScope
-	(*RunAcceptedRequest)(nil),                    // 1: runlane.v1.RunAcceptedRequest
-	(*RunAcceptedResponse)(nil),                   // 2: runlane.v1.RunAcceptedResponse
-	(*CancelRequest)(nil),                         // 3: runlane.v1.CancelRequest
-	(*CancelResponse)(nil),                        // 4: runlane.v1.CancelResponse
-	(*CancelAllRequest)(nil),                      // 5: runlane.v1.CancelAllRequest
-	(*SessionCancellation)(nil),                   // 6: runlane.v1.SessionCancellation
-	(*CancelAllResponse)(nil),                     // 7: runlane.v1.CancelAllResponse
-	(*SubscribeRunCompleteRequest)(nil),           // 8: runlane.v1.SubscribeRunCompleteRequest
-	(*SubscribeRunCompleteResponse)(nil),          // 9: runlane.v1.SubscribeRunCompleteResponse
-	(*SubscribeRunRequest)(nil),                   // 10: runlane.v1.SubscribeRunRequest
-	(*SubscribeRunResponse)(nil),                  // 11: runlane.v1.SubscribeRunResponse
-	(*WaitRunRequest)(nil),                        // 12: runlane.v1.WaitRunRequest
-	(*WaitRunResponse)(nil),                       // 13: runlane.v1.WaitRunResponse
-	(*GetRunRequest)(nil),                         // 14: runlane.v1.GetRunRequest
-	(*GetRunResponse)(nil),                        // 15: runlane.v1.GetRunResponse
-	(*ListRunsRequest)(nil),                       // 16: runlane.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),                      // 17: runlane.v1.ListRunsResponse
-	(*ListInputRequestsRequest)(nil),              // 18: runlane.v1.ListInputRequestsRequest
-	(*ListInputRequestsResponse)(nil),             // 19: runlane.v1.ListInputRequestsResponse
-	(*AnswerInputRequest)(nil),                    // 20: runlane.v1.AnswerInputRequest
-	(*AnswerInputResponse)(nil),                   // 21: runlane.v1.AnswerInputResponse
-	nil,                                           // 22: runlane.v1.RunAcceptedRequest.MetadataEntry
-	(*SubscribeRunCompleteResponse_Progress)(nil), // 23: runlane.v1.SubscribeRunCompleteResponse.Progress
-	(*SubscribeRunResponse_Progress)(nil),         // 24: runlane.v1.SubscribeRunResponse.Progress
-	(*Attachment)(nil),                            // 25: runlane.v1.Attachment
-	(WhenBusy)(0),                                 // 26: runlane.v1.WhenBusy
-	(*durationpb.Duration)(nil),                   // 27: google.protobuf.Duration
-	(*RetryPolicy)(nil),                           // 28: runlane.v1.RetryPolicy
-	(*Run)(nil),                                   // 29: runlane.v1.Run
-	(*CancelledRun)(nil),                          // 30: runlane.v1.CancelledRun
-	(*RunComplete)(nil),                           // 31: runlane.v1.RunComplete
-	(*RunEvent)(nil),                              // 32: runlane.v1.RunEvent
-	(RunState)(0),                                 // 33: runlane.v1.RunState
-	(InputState)(0),                               // 34: runlane.v1.InputState
-	(*InputRequest)(nil),                          // 35: runlane.v1.InputRequest
-	(*Approval)(nil),                              // 36: runlane.v1.Approval
-	(*timestamppb.Timestamp)(nil),                 // 37: google.protobuf.Timestamp
+	(RunOrder)(0),                                 // 1: runlane.v1.RunOrder
+	(*RunAcceptedRequest)(nil),                    // 2: runlane.v1.RunAcceptedRequest
+	(*RunAcceptedResponse)(nil),                   // 3: runlane.v1.RunAcceptedResponse
+	(*CancelRequest)(nil),                         // 4: runlane.v1.CancelRequest
+	(*CancelResponse)(nil),                        // 5: runlane.v1.CancelResponse
+	(*CancelAllRequest)(nil),                      // 6: runlane.v1.CancelAllRequest
+	(*SessionCancellation)(nil),                   // 7: runlane.v1.SessionCancellation
+	(*CancelAllResponse)(nil),                     // 8: runlane.v1.CancelAllResponse
+	(*SubscribeRunCompleteRequest)(nil),           // 9: runlane.v1.SubscribeRunCompleteRequest
+	(*SubscribeRunCompleteResponse)(nil),          // 10: runlane.v1.SubscribeRunCompleteResponse
+	(*SubscribeRunRequest)(nil),                   // 11: runlane.v1.SubscribeRunRequest
+	(*SubscribeRunResponse)(nil),                  // 12: runlane.v1.SubscribeRunResponse
+	(*WaitRunRequest)(nil),                        // 13: runlane.v1.WaitRunRequest
+	(*WaitRunResponse)(nil),                       // 14: runlane.v1.WaitRunResponse
+	(*GetRunRequest)(nil),                         // 15: runlane.v1.GetRunRequest
+	(*GetRunResponse)(nil),                        // 16: runlane.v1.GetRunResponse
+	(*ListRunsRequest)(nil),                       // 17: runlane.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),                      // 18: runlane.v1.ListRunsResponse
+	(*ListInputRequestsRequest)(nil),              // 19: runlane.v1.ListInputRequestsRequest
+	(*ListInputRequestsResponse)(nil),             // 20: runlane.v1.ListInputRequestsResponse
+	(*AnswerInputRequest)(nil),                    // 21: runlane.v1.AnswerInputRequest
+	(*AnswerInputResponse)(nil),                   // 22: runlane.v1.AnswerInputResponse
+	nil,                                           // 23: runlane.v1.RunAcceptedRequest.MetadataEntry
+	(*SubscribeRunCompleteResponse_Progress)(nil), // 24: runlane.v1.SubscribeRunCompleteResponse.Progress
+	(*SubscribeRunResponse_Progress)(nil),         // 25: runlane.v1.SubscribeRunResponse.Progress
+	nil,                                           // 26: runlane.v1.ListRunsRequest.MetadataEntry
+	(*Attachment)(nil),                            // 27: runlane.v1.Attachment
+	(WhenBusy)(0),                                 // 28: runlane.v1.WhenBusy
+	(*durationpb.Duration)(nil),                   // 29: google.protobuf.Duration
+	(*RetryPolicy)(nil),                           // 30: runlane.v1.RetryPolicy
+	(*Run)(nil),                                   // 31: runlane.v1.Run
+	(*CancelledRun)(nil),                          // 32: runlane.v1.CancelledRun
+	(*RunComplete)(nil),                           // 33: runlane.v1.RunComplete
+	(*RunEvent)(nil),                              // 34: runlane.v1.RunEvent
+	(RunState)(0),                                 // 35: runlane.v1.RunState
+	(*timestamppb.Timestamp)(nil),                 // 36: google.protobuf.Timestamp
+	(InputState)(0),                               // 37: runlane.v1.InputState
+	(*InputRequest)(nil),                          // 38: runlane.v1.InputRequest
+	(*Approval)(nil),                              // 39: runlane.v1.Approval
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
-	25, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
-	26, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
-	27, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
-	22, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
-	28, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
-	29, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
+	27, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
+	28, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
+	29, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
+	23, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
+	30, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
+	31, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
 	0,  // 6: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
-	30, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
-	30, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
-	6,  // 9: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
-	31, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
-	23, // 11: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
-	32, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
-	24, // 13: runlane.v1.SubscribeRunResponse.progress:type_name -> runlane.v1.SubscribeRunResponse.Progress
-	27, // 14: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
-	29, // 15: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
-	29, // 16: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	33, // 17: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	29, // 18: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	34, // 19: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
-	35, // 20: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
-	36, // 21: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
-	35, // 22: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
-	37, // 23: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	37, // 24: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	1,  // 25: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	3,  // 26: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	5,  // 27: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	8,  // 28: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	10, // 29: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	12, // 30: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	14, // 31: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	16, // 32: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	18, // 33: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
-	20, // 34: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
-	2,  // 35: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	4,  // 36: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	7,  // 37: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	9,  // 38: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	11, // 39: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	13, // 40: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	15, // 41: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	17, // 42: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	19, // 43: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
-	21, // 44: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	32, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
+	32, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
+	7,  // 9: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
+	33, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
+	24, // 11: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
+	34, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
+	25, // 13: runlane.v1.SubscribeRunResponse.progress:type_name -> runlane.v1.SubscribeRunResponse.Progress
+	29, // 14: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
+	31, // 15: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
+	31, // 16: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
+	35, // 17: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	26, // 18: runlane.v1.ListRunsRequest.metadata:type_name -> runlane.v1.ListRunsRequest.MetadataEntry
+	36, // 19: runlane.v1.ListRunsRequest.accepted_from:type_name -> google.protobuf.Timestamp
+	36, // 20: runlane.v1.ListRunsRequest.accepted_before:type_name -> google.protobuf.Timestamp
+	36, // 21: runlane.v1.ListRunsRequest.ended_from:type_name -> google.protobuf.Timestamp
+	36, // 22: runlane.v1.ListRunsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	1,  // 23: runlane.v1.ListRunsRequest.order:type_name -> runlane.v1.RunOrder
+	31, // 24: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	37, // 25: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
+	38, // 26: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
+	39, // 27: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
+	38, // 28: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
+	36, // 29: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	36, // 30: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	2,  // 31: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	4,  // 32: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	6,  // 33: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	9,  // 34: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	11, // 35: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	13, // 36: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	15, // 37: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	17, // 38: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	19, // 39: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
+	21, // 40: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
+	3,  // 41: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	5,  // 42: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	8,  // 43: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	10, // 44: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	12, // 45: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	14, // 46: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	16, // 47: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	18, // 48: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	20, // 49: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
+	22, // 50: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
+	41, // [41:51] is the sub-list for method output_type
+	31, // [31:41] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }
@@ -1953,8 +2147,8 @@ func file_runlane_v1_run_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_service_proto_rawDesc), len(file_runlane_v1_run_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   24,
+			NumEnums:      2,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -58,7 +58,7 @@ type RunServiceClient interface {
 	WaitRun(ctx context.Context, in *WaitRunRequest, opts ...grpc.CallOption) (*WaitRunResponse, error)
 	// Returns a run.
 	GetRun(ctx context.Context, in *GetRunRequest, opts ...grpc.CallOption) (*GetRunResponse, error)
-	// Lists runs, most recently accepted first.
+	// Lists runs, most recently accepted first unless the request has another order.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
 	// Lists the questions of agents to people, the latest first.
 	ListInputRequests(ctx context.Context, in *ListInputRequestsRequest, opts ...grpc.CallOption) (*ListInputRequestsResponse, error)
@@ -221,7 +221,7 @@ type RunServiceServer interface {
 	WaitRun(context.Context, *WaitRunRequest) (*WaitRunResponse, error)
 	// Returns a run.
 	GetRun(context.Context, *GetRunRequest) (*GetRunResponse, error)
-	// Lists runs, most recently accepted first.
+	// Lists runs, most recently accepted first unless the request has another order.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
 	// Lists the questions of agents to people, the latest first.
 	ListInputRequests(context.Context, *ListInputRequestsRequest) (*ListInputRequestsResponse, error)

@@ -101,7 +101,10 @@ type Session struct {
 	// When the session was last updated.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// The agent of runs that name none; empty: the server's default.
-	Agent         string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
+	Agent string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
+	// The version of title, metadata and agent, for UpdateSession. Opaque; it does not change with the
+	// work of the session.
+	Etag          string `protobuf:"bytes,11,opt,name=etag,proto3" json:"etag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -202,6 +205,13 @@ func (x *Session) GetUpdatedAt() *timestamppb.Timestamp {
 func (x *Session) GetAgent() string {
 	if x != nil {
 		return x.Agent
+	}
+	return ""
+}
+
+func (x *Session) GetEtag() string {
+	if x != nil {
+		return x.Etag
 	}
 	return ""
 }
@@ -502,7 +512,7 @@ var File_runlane_v1_session_proto protoreflect.FileDescriptor
 const file_runlane_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"\x18runlane/v1/session.proto\x12\n" +
-	"runlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xca\x03\n" +
+	"runlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xde\x03\n" +
 	"\aSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -517,7 +527,8 @@ const file_runlane_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x14\n" +
 	"\x05agent\x18\n" +
-	" \x01(\tR\x05agent\x1a;\n" +
+	" \x01(\tR\x05agent\x12\x12\n" +
+	"\x04etag\x18\v \x01(\tR\x04etag\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x02\n" +

@@ -9,6 +9,7 @@ package runlanev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -21,6 +22,59 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// The order of a list of sessions.
+type SessionOrder int32
+
+const (
+	// The same as LATEST_CREATED.
+	SessionOrder_SESSION_ORDER_UNSPECIFIED SessionOrder = 0
+	// Most recently created first.
+	SessionOrder_SESSION_ORDER_LATEST_CREATED SessionOrder = 1
+	// Created longest ago first.
+	SessionOrder_SESSION_ORDER_EARLIEST_CREATED SessionOrder = 2
+)
+
+// Enum value maps for SessionOrder.
+var (
+	SessionOrder_name = map[int32]string{
+		0: "SESSION_ORDER_UNSPECIFIED",
+		1: "SESSION_ORDER_LATEST_CREATED",
+		2: "SESSION_ORDER_EARLIEST_CREATED",
+	}
+	SessionOrder_value = map[string]int32{
+		"SESSION_ORDER_UNSPECIFIED":      0,
+		"SESSION_ORDER_LATEST_CREATED":   1,
+		"SESSION_ORDER_EARLIEST_CREATED": 2,
+	}
+)
+
+func (x SessionOrder) Enum() *SessionOrder {
+	p := new(SessionOrder)
+	*p = x
+	return p
+}
+
+func (x SessionOrder) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SessionOrder) Descriptor() protoreflect.EnumDescriptor {
+	return file_runlane_v1_session_service_proto_enumTypes[0].Descriptor()
+}
+
+func (SessionOrder) Type() protoreflect.EnumType {
+	return &file_runlane_v1_session_service_proto_enumTypes[0]
+}
+
+func (x SessionOrder) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SessionOrder.Descriptor instead.
+func (SessionOrder) EnumDescriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{0}
+}
 
 // Request to create a session.
 type CreateSessionRequest struct {
@@ -235,21 +289,173 @@ func (x *GetSessionResponse) GetSession() *Session {
 	return nil
 }
 
-// Request for a page of sessions.
+// Request to change a session.
+type UpdateSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session id.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The fields to change: title, metadata, agent. At least one.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// The new display name; at most 1 KiB.
+	Title string `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
+	// The new labels, instead of all earlier ones; with the limits of CreateSession.
+	Metadata map[string]string `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The new agent of runs that name none; empty: the server's default.
+	Agent string `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
+	// The etag of the session as the caller read it. If set and the session was changed since, the call
+	// is refused with EDIT_CONFLICT.
+	Etag          string `protobuf:"bytes,6,opt,name=etag,proto3" json:"etag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateSessionRequest) Reset() {
+	*x = UpdateSessionRequest{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateSessionRequest) ProtoMessage() {}
+
+func (x *UpdateSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateSessionRequest.ProtoReflect.Descriptor instead.
+func (*UpdateSessionRequest) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *UpdateSessionRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *UpdateSessionRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateSessionRequest) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *UpdateSessionRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *UpdateSessionRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *UpdateSessionRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+// The changed session.
+type UpdateSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session.
+	Session       *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateSessionResponse) Reset() {
+	*x = UpdateSessionResponse{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateSessionResponse) ProtoMessage() {}
+
+func (x *UpdateSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateSessionResponse.ProtoReflect.Descriptor instead.
+func (*UpdateSessionResponse) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *UpdateSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+// Request for a page of sessions. A session has to match all filters.
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Maximum number of sessions per page; 0: 50; larger values are capped at 1,000. A page may have
 	// fewer.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the previous page; empty: first page.
-	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Return only sessions with this agent; empty: all.
+	Agent string `protobuf:"bytes,3,opt,name=agent,proto3" json:"agent,omitempty"`
+	// Return only sessions that have all these labels, with these values; at most 8.
+	Metadata map[string]string `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Return only sessions that are busy, or only those that are not. Unset: all.
+	Busy *bool `protobuf:"varint,5,opt,name=busy,proto3,oneof" json:"busy,omitempty"`
+	// Return only sessions created at this time or later.
+	CreatedFrom *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_from,json=createdFrom,proto3" json:"created_from,omitempty"`
+	// Return only sessions created before this time.
+	CreatedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_before,json=createdBefore,proto3" json:"created_before,omitempty"`
+	// The order.
+	Order SessionOrder `protobuf:"varint,8,opt,name=order,proto3,enum=runlane.v1.SessionOrder" json:"order,omitempty"`
+	// Count the matching sessions.
+	WithTotalSize bool `protobuf:"varint,9,opt,name=with_total_size,json=withTotalSize,proto3" json:"with_total_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -261,7 +467,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -274,7 +480,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{4}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListSessionsRequest) GetPageSize() int32 {
@@ -291,20 +497,73 @@ func (x *ListSessionsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListSessionsRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *ListSessionsRequest) GetBusy() bool {
+	if x != nil && x.Busy != nil {
+		return *x.Busy
+	}
+	return false
+}
+
+func (x *ListSessionsRequest) GetCreatedFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedFrom
+	}
+	return nil
+}
+
+func (x *ListSessionsRequest) GetCreatedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedBefore
+	}
+	return nil
+}
+
+func (x *ListSessionsRequest) GetOrder() SessionOrder {
+	if x != nil {
+		return x.Order
+	}
+	return SessionOrder_SESSION_ORDER_UNSPECIFIED
+}
+
+func (x *ListSessionsRequest) GetWithTotalSize() bool {
+	if x != nil {
+		return x.WithTotalSize
+	}
+	return false
+}
+
 // A page of sessions.
 type ListSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The sessions, most recently created first.
+	// The sessions, in the requested order. A page with a token may be empty.
 	Sessions []*Session `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// The token for the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The number of matching sessions, over all pages. Only with with_total_size.
+	TotalSize int64 `protobuf:"varint,3,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
+	// True if there may be more: the server counts among the first 100,000 candidates.
+	TotalSizeIsMinimum bool `protobuf:"varint,4,opt,name=total_size_is_minimum,json=totalSizeIsMinimum,proto3" json:"total_size_is_minimum,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -316,7 +575,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -329,7 +588,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{5}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -346,6 +605,20 @@ func (x *ListSessionsResponse) GetNextPageToken() string {
 	return ""
 }
 
+func (x *ListSessionsResponse) GetTotalSize() int64 {
+	if x != nil {
+		return x.TotalSize
+	}
+	return 0
+}
+
+func (x *ListSessionsResponse) GetTotalSizeIsMinimum() bool {
+	if x != nil {
+		return x.TotalSizeIsMinimum
+	}
+	return false
+}
+
 // Request to delete a session.
 type DeleteSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -357,7 +630,7 @@ type DeleteSessionRequest struct {
 
 func (x *DeleteSessionRequest) Reset() {
 	*x = DeleteSessionRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +642,7 @@ func (x *DeleteSessionRequest) String() string {
 func (*DeleteSessionRequest) ProtoMessage() {}
 
 func (x *DeleteSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +655,7 @@ func (x *DeleteSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSessionRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSessionRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{6}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeleteSessionRequest) GetSessionId() string {
@@ -401,7 +674,7 @@ type DeleteSessionResponse struct {
 
 func (x *DeleteSessionResponse) Reset() {
 	*x = DeleteSessionResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +686,7 @@ func (x *DeleteSessionResponse) String() string {
 func (*DeleteSessionResponse) ProtoMessage() {}
 
 func (x *DeleteSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +699,7 @@ func (x *DeleteSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSessionResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSessionResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{9}
 }
 
 // Request for a page of messages.
@@ -438,14 +711,17 @@ type ListMessagesRequest struct {
 	// fewer.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the previous page; empty: first page.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Return only messages of this run; empty: all. A run that joined the turn of another has only its
+	// prompt.
+	RunId         string `protobuf:"bytes,4,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +733,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +746,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListMessagesRequest) GetSessionId() string {
@@ -494,6 +770,13 @@ func (x *ListMessagesRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListMessagesRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
 // A page of messages.
 type ListMessagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -507,7 +790,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +802,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +815,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{9}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -564,7 +847,7 @@ type SubscribeSessionRequest struct {
 
 func (x *SubscribeSessionRequest) Reset() {
 	*x = SubscribeSessionRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +859,7 @@ func (x *SubscribeSessionRequest) String() string {
 func (*SubscribeSessionRequest) ProtoMessage() {}
 
 func (x *SubscribeSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +872,7 @@ func (x *SubscribeSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeSessionRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{10}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SubscribeSessionRequest) GetSessionIds() []string {
@@ -637,7 +920,7 @@ type SubscribeSessionResponse struct {
 
 func (x *SubscribeSessionResponse) Reset() {
 	*x = SubscribeSessionResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +932,7 @@ func (x *SubscribeSessionResponse) String() string {
 func (*SubscribeSessionResponse) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +945,7 @@ func (x *SubscribeSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeSessionResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SubscribeSessionResponse) GetSessionId() string {
@@ -794,7 +1077,7 @@ type SubscribeSessionResponse_Snapshot struct {
 
 func (x *SubscribeSessionResponse_Snapshot) Reset() {
 	*x = SubscribeSessionResponse_Snapshot{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +1089,7 @@ func (x *SubscribeSessionResponse_Snapshot) String() string {
 func (*SubscribeSessionResponse_Snapshot) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +1102,7 @@ func (x *SubscribeSessionResponse_Snapshot) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use SubscribeSessionResponse_Snapshot.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_Snapshot) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 0}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *SubscribeSessionResponse_Snapshot) GetSession() *Session {
@@ -885,7 +1168,7 @@ type SubscribeSessionResponse_RunEventOf struct {
 
 func (x *SubscribeSessionResponse_RunEventOf) Reset() {
 	*x = SubscribeSessionResponse_RunEventOf{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[14]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1180,7 @@ func (x *SubscribeSessionResponse_RunEventOf) String() string {
 func (*SubscribeSessionResponse_RunEventOf) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_RunEventOf) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[14]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1193,7 @@ func (x *SubscribeSessionResponse_RunEventOf) ProtoReflect() protoreflect.Messag
 
 // Deprecated: Use SubscribeSessionResponse_RunEventOf.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_RunEventOf) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 1}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 1}
 }
 
 func (x *SubscribeSessionResponse_RunEventOf) GetRunId() string {
@@ -941,7 +1224,7 @@ type SubscribeSessionResponse_SessionChanged struct {
 
 func (x *SubscribeSessionResponse_SessionChanged) Reset() {
 	*x = SubscribeSessionResponse_SessionChanged{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[15]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1236,7 @@ func (x *SubscribeSessionResponse_SessionChanged) String() string {
 func (*SubscribeSessionResponse_SessionChanged) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_SessionChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[15]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1249,7 @@ func (x *SubscribeSessionResponse_SessionChanged) ProtoReflect() protoreflect.Me
 
 // Deprecated: Use SubscribeSessionResponse_SessionChanged.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_SessionChanged) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 2}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 2}
 }
 
 func (x *SubscribeSessionResponse_SessionChanged) GetSession() *Session {
@@ -998,7 +1281,7 @@ type SubscribeSessionResponse_QueueChanged struct {
 
 func (x *SubscribeSessionResponse_QueueChanged) Reset() {
 	*x = SubscribeSessionResponse_QueueChanged{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[16]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1293,7 @@ func (x *SubscribeSessionResponse_QueueChanged) String() string {
 func (*SubscribeSessionResponse_QueueChanged) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_QueueChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[16]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1306,7 @@ func (x *SubscribeSessionResponse_QueueChanged) ProtoReflect() protoreflect.Mess
 
 // Deprecated: Use SubscribeSessionResponse_QueueChanged.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_QueueChanged) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 3}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 3}
 }
 
 func (x *SubscribeSessionResponse_QueueChanged) GetRunIds() []string {
@@ -1051,7 +1334,7 @@ type SubscribeSessionResponse_Progress struct {
 
 func (x *SubscribeSessionResponse_Progress) Reset() {
 	*x = SubscribeSessionResponse_Progress{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1346,7 @@ func (x *SubscribeSessionResponse_Progress) String() string {
 func (*SubscribeSessionResponse_Progress) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1359,7 @@ func (x *SubscribeSessionResponse_Progress) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use SubscribeSessionResponse_Progress.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_Progress) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11, 4}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 4}
 }
 
 func (x *SubscribeSessionResponse_Progress) GetTime() *timestamppb.Timestamp {
@@ -1091,7 +1374,7 @@ var File_runlane_v1_session_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\n" +
 	" runlane/v1/session_service.proto\x12\n" +
-	"runlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xea\x01\n" +
+	"runlane.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xea\x01\n" +
 	"\x14CreateSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -1107,24 +1390,53 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\"C\n" +
 	"\x12GetSessionResponse\x12-\n" +
-	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\"Q\n" +
+	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\"\xbb\x02\n" +
+	"\x14UpdateSessionRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12;\n" +
+	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x14\n" +
+	"\x05title\x18\x03 \x01(\tR\x05title\x12J\n" +
+	"\bmetadata\x18\x04 \x03(\v2..runlane.v1.UpdateSessionRequest.MetadataEntryR\bmetadata\x12\x14\n" +
+	"\x05agent\x18\x05 \x01(\tR\x05agent\x12\x12\n" +
+	"\x04etag\x18\x06 \x01(\tR\x04etag\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
+	"\x15UpdateSessionResponse\x12-\n" +
+	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\"\xeb\x03\n" +
 	"\x13ListSessionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\"o\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x14\n" +
+	"\x05agent\x18\x03 \x01(\tR\x05agent\x12I\n" +
+	"\bmetadata\x18\x04 \x03(\v2-.runlane.v1.ListSessionsRequest.MetadataEntryR\bmetadata\x12\x17\n" +
+	"\x04busy\x18\x05 \x01(\bH\x00R\x04busy\x88\x01\x01\x12=\n" +
+	"\fcreated_from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vcreatedFrom\x12A\n" +
+	"\x0ecreated_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rcreatedBefore\x12.\n" +
+	"\x05order\x18\b \x01(\x0e2\x18.runlane.v1.SessionOrderR\x05order\x12&\n" +
+	"\x0fwith_total_size\x18\t \x01(\bR\rwithTotalSize\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
+	"\x05_busy\"\xc1\x01\n" +
 	"\x14ListSessionsResponse\x12/\n" +
 	"\bsessions\x18\x01 \x03(\v2\x13.runlane.v1.SessionR\bsessions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"5\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +
+	"\n" +
+	"total_size\x18\x03 \x01(\x03R\ttotalSize\x121\n" +
+	"\x15total_size_is_minimum\x18\x04 \x01(\bR\x12totalSizeIsMinimum\"5\n" +
 	"\x14DeleteSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\"\x17\n" +
-	"\x15DeleteSessionResponse\"p\n" +
+	"\x15DeleteSessionResponse\"\x87\x01\n" +
 	"\x13ListMessagesRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"o\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12\x15\n" +
+	"\x06run_id\x18\x04 \x01(\tR\x05runId\"o\n" +
 	"\x14ListMessagesResponse\x12/\n" +
 	"\bmessages\x18\x01 \x03(\v2\x13.runlane.v1.MessageR\bmessages\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"u\n" +
@@ -1165,11 +1477,16 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\x04runs\x18\x02 \x03(\v2\x0f.runlane.v1.RunR\x04runs\x1a:\n" +
 	"\bProgress\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04timeB\a\n" +
-	"\x05event2\x90\x04\n" +
+	"\x05event*s\n" +
+	"\fSessionOrder\x12\x1d\n" +
+	"\x19SESSION_ORDER_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cSESSION_ORDER_LATEST_CREATED\x10\x01\x12\"\n" +
+	"\x1eSESSION_ORDER_EARLIEST_CREATED\x10\x022\xe6\x04\n" +
 	"\x0eSessionService\x12T\n" +
 	"\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12K\n" +
 	"\n" +
-	"GetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12Q\n" +
+	"GetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12T\n" +
+	"\rUpdateSession\x12 .runlane.v1.UpdateSessionRequest\x1a!.runlane.v1.UpdateSessionResponse\x12Q\n" +
 	"\fListSessions\x12\x1f.runlane.v1.ListSessionsRequest\x1a .runlane.v1.ListSessionsResponse\x12T\n" +
 	"\rDeleteSession\x12 .runlane.v1.DeleteSessionRequest\x1a!.runlane.v1.DeleteSessionResponse\x12Q\n" +
 	"\fListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponse\x12_\n" +
@@ -1187,72 +1504,88 @@ func file_runlane_v1_session_service_proto_rawDescGZIP() []byte {
 	return file_runlane_v1_session_service_proto_rawDescData
 }
 
-var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_runlane_v1_session_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_runlane_v1_session_service_proto_goTypes = []any{
-	(*CreateSessionRequest)(nil),                    // 0: runlane.v1.CreateSessionRequest
-	(*CreateSessionResponse)(nil),                   // 1: runlane.v1.CreateSessionResponse
-	(*GetSessionRequest)(nil),                       // 2: runlane.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),                      // 3: runlane.v1.GetSessionResponse
-	(*ListSessionsRequest)(nil),                     // 4: runlane.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),                    // 5: runlane.v1.ListSessionsResponse
-	(*DeleteSessionRequest)(nil),                    // 6: runlane.v1.DeleteSessionRequest
-	(*DeleteSessionResponse)(nil),                   // 7: runlane.v1.DeleteSessionResponse
-	(*ListMessagesRequest)(nil),                     // 8: runlane.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),                    // 9: runlane.v1.ListMessagesResponse
-	(*SubscribeSessionRequest)(nil),                 // 10: runlane.v1.SubscribeSessionRequest
-	(*SubscribeSessionResponse)(nil),                // 11: runlane.v1.SubscribeSessionResponse
-	nil,                                             // 12: runlane.v1.CreateSessionRequest.MetadataEntry
-	(*SubscribeSessionResponse_Snapshot)(nil),       // 13: runlane.v1.SubscribeSessionResponse.Snapshot
-	(*SubscribeSessionResponse_RunEventOf)(nil),     // 14: runlane.v1.SubscribeSessionResponse.RunEventOf
-	(*SubscribeSessionResponse_SessionChanged)(nil), // 15: runlane.v1.SubscribeSessionResponse.SessionChanged
-	(*SubscribeSessionResponse_QueueChanged)(nil),   // 16: runlane.v1.SubscribeSessionResponse.QueueChanged
-	(*SubscribeSessionResponse_Progress)(nil),       // 17: runlane.v1.SubscribeSessionResponse.Progress
-	(*Session)(nil),                                 // 18: runlane.v1.Session
-	(*Message)(nil),                                 // 19: runlane.v1.Message
-	(*Run)(nil),                                     // 20: runlane.v1.Run
-	(*RunEvent)(nil),                                // 21: runlane.v1.RunEvent
-	(*InputRequest)(nil),                            // 22: runlane.v1.InputRequest
-	(*timestamppb.Timestamp)(nil),                   // 23: google.protobuf.Timestamp
+	(SessionOrder)(0),                               // 0: runlane.v1.SessionOrder
+	(*CreateSessionRequest)(nil),                    // 1: runlane.v1.CreateSessionRequest
+	(*CreateSessionResponse)(nil),                   // 2: runlane.v1.CreateSessionResponse
+	(*GetSessionRequest)(nil),                       // 3: runlane.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),                      // 4: runlane.v1.GetSessionResponse
+	(*UpdateSessionRequest)(nil),                    // 5: runlane.v1.UpdateSessionRequest
+	(*UpdateSessionResponse)(nil),                   // 6: runlane.v1.UpdateSessionResponse
+	(*ListSessionsRequest)(nil),                     // 7: runlane.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),                    // 8: runlane.v1.ListSessionsResponse
+	(*DeleteSessionRequest)(nil),                    // 9: runlane.v1.DeleteSessionRequest
+	(*DeleteSessionResponse)(nil),                   // 10: runlane.v1.DeleteSessionResponse
+	(*ListMessagesRequest)(nil),                     // 11: runlane.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),                    // 12: runlane.v1.ListMessagesResponse
+	(*SubscribeSessionRequest)(nil),                 // 13: runlane.v1.SubscribeSessionRequest
+	(*SubscribeSessionResponse)(nil),                // 14: runlane.v1.SubscribeSessionResponse
+	nil,                                             // 15: runlane.v1.CreateSessionRequest.MetadataEntry
+	nil,                                             // 16: runlane.v1.UpdateSessionRequest.MetadataEntry
+	nil,                                             // 17: runlane.v1.ListSessionsRequest.MetadataEntry
+	(*SubscribeSessionResponse_Snapshot)(nil),       // 18: runlane.v1.SubscribeSessionResponse.Snapshot
+	(*SubscribeSessionResponse_RunEventOf)(nil),     // 19: runlane.v1.SubscribeSessionResponse.RunEventOf
+	(*SubscribeSessionResponse_SessionChanged)(nil), // 20: runlane.v1.SubscribeSessionResponse.SessionChanged
+	(*SubscribeSessionResponse_QueueChanged)(nil),   // 21: runlane.v1.SubscribeSessionResponse.QueueChanged
+	(*SubscribeSessionResponse_Progress)(nil),       // 22: runlane.v1.SubscribeSessionResponse.Progress
+	(*Session)(nil),                                 // 23: runlane.v1.Session
+	(*fieldmaskpb.FieldMask)(nil),                   // 24: google.protobuf.FieldMask
+	(*timestamppb.Timestamp)(nil),                   // 25: google.protobuf.Timestamp
+	(*Message)(nil),                                 // 26: runlane.v1.Message
+	(*Run)(nil),                                     // 27: runlane.v1.Run
+	(*RunEvent)(nil),                                // 28: runlane.v1.RunEvent
+	(*InputRequest)(nil),                            // 29: runlane.v1.InputRequest
 }
 var file_runlane_v1_session_service_proto_depIdxs = []int32{
-	12, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
-	18, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
-	18, // 2: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
-	18, // 3: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
-	19, // 4: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
-	13, // 5: runlane.v1.SubscribeSessionResponse.snapshot:type_name -> runlane.v1.SubscribeSessionResponse.Snapshot
-	14, // 6: runlane.v1.SubscribeSessionResponse.run_event:type_name -> runlane.v1.SubscribeSessionResponse.RunEventOf
-	15, // 7: runlane.v1.SubscribeSessionResponse.session_changed:type_name -> runlane.v1.SubscribeSessionResponse.SessionChanged
-	16, // 8: runlane.v1.SubscribeSessionResponse.queue_changed:type_name -> runlane.v1.SubscribeSessionResponse.QueueChanged
-	17, // 9: runlane.v1.SubscribeSessionResponse.progress:type_name -> runlane.v1.SubscribeSessionResponse.Progress
-	18, // 10: runlane.v1.SubscribeSessionResponse.Snapshot.session:type_name -> runlane.v1.Session
-	20, // 11: runlane.v1.SubscribeSessionResponse.Snapshot.active_run:type_name -> runlane.v1.Run
-	21, // 12: runlane.v1.SubscribeSessionResponse.Snapshot.output:type_name -> runlane.v1.RunEvent
-	20, // 13: runlane.v1.SubscribeSessionResponse.Snapshot.queue:type_name -> runlane.v1.Run
-	22, // 14: runlane.v1.SubscribeSessionResponse.Snapshot.input_requests:type_name -> runlane.v1.InputRequest
-	20, // 15: runlane.v1.SubscribeSessionResponse.Snapshot.folded:type_name -> runlane.v1.Run
-	21, // 16: runlane.v1.SubscribeSessionResponse.RunEventOf.event:type_name -> runlane.v1.RunEvent
-	18, // 17: runlane.v1.SubscribeSessionResponse.SessionChanged.session:type_name -> runlane.v1.Session
-	20, // 18: runlane.v1.SubscribeSessionResponse.SessionChanged.active_run:type_name -> runlane.v1.Run
-	20, // 19: runlane.v1.SubscribeSessionResponse.QueueChanged.runs:type_name -> runlane.v1.Run
-	23, // 20: runlane.v1.SubscribeSessionResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	0,  // 21: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
-	2,  // 22: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
-	4,  // 23: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
-	6,  // 24: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
-	8,  // 25: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
-	10, // 26: runlane.v1.SessionService.SubscribeSession:input_type -> runlane.v1.SubscribeSessionRequest
-	1,  // 27: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
-	3,  // 28: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
-	5,  // 29: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
-	7,  // 30: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
-	9,  // 31: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
-	11, // 32: runlane.v1.SessionService.SubscribeSession:output_type -> runlane.v1.SubscribeSessionResponse
-	27, // [27:33] is the sub-list for method output_type
-	21, // [21:27] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	15, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
+	23, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
+	23, // 2: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
+	24, // 3: runlane.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	16, // 4: runlane.v1.UpdateSessionRequest.metadata:type_name -> runlane.v1.UpdateSessionRequest.MetadataEntry
+	23, // 5: runlane.v1.UpdateSessionResponse.session:type_name -> runlane.v1.Session
+	17, // 6: runlane.v1.ListSessionsRequest.metadata:type_name -> runlane.v1.ListSessionsRequest.MetadataEntry
+	25, // 7: runlane.v1.ListSessionsRequest.created_from:type_name -> google.protobuf.Timestamp
+	25, // 8: runlane.v1.ListSessionsRequest.created_before:type_name -> google.protobuf.Timestamp
+	0,  // 9: runlane.v1.ListSessionsRequest.order:type_name -> runlane.v1.SessionOrder
+	23, // 10: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
+	26, // 11: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
+	18, // 12: runlane.v1.SubscribeSessionResponse.snapshot:type_name -> runlane.v1.SubscribeSessionResponse.Snapshot
+	19, // 13: runlane.v1.SubscribeSessionResponse.run_event:type_name -> runlane.v1.SubscribeSessionResponse.RunEventOf
+	20, // 14: runlane.v1.SubscribeSessionResponse.session_changed:type_name -> runlane.v1.SubscribeSessionResponse.SessionChanged
+	21, // 15: runlane.v1.SubscribeSessionResponse.queue_changed:type_name -> runlane.v1.SubscribeSessionResponse.QueueChanged
+	22, // 16: runlane.v1.SubscribeSessionResponse.progress:type_name -> runlane.v1.SubscribeSessionResponse.Progress
+	23, // 17: runlane.v1.SubscribeSessionResponse.Snapshot.session:type_name -> runlane.v1.Session
+	27, // 18: runlane.v1.SubscribeSessionResponse.Snapshot.active_run:type_name -> runlane.v1.Run
+	28, // 19: runlane.v1.SubscribeSessionResponse.Snapshot.output:type_name -> runlane.v1.RunEvent
+	27, // 20: runlane.v1.SubscribeSessionResponse.Snapshot.queue:type_name -> runlane.v1.Run
+	29, // 21: runlane.v1.SubscribeSessionResponse.Snapshot.input_requests:type_name -> runlane.v1.InputRequest
+	27, // 22: runlane.v1.SubscribeSessionResponse.Snapshot.folded:type_name -> runlane.v1.Run
+	28, // 23: runlane.v1.SubscribeSessionResponse.RunEventOf.event:type_name -> runlane.v1.RunEvent
+	23, // 24: runlane.v1.SubscribeSessionResponse.SessionChanged.session:type_name -> runlane.v1.Session
+	27, // 25: runlane.v1.SubscribeSessionResponse.SessionChanged.active_run:type_name -> runlane.v1.Run
+	27, // 26: runlane.v1.SubscribeSessionResponse.QueueChanged.runs:type_name -> runlane.v1.Run
+	25, // 27: runlane.v1.SubscribeSessionResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	1,  // 28: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
+	3,  // 29: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
+	5,  // 30: runlane.v1.SessionService.UpdateSession:input_type -> runlane.v1.UpdateSessionRequest
+	7,  // 31: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
+	9,  // 32: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
+	11, // 33: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
+	13, // 34: runlane.v1.SessionService.SubscribeSession:input_type -> runlane.v1.SubscribeSessionRequest
+	2,  // 35: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
+	4,  // 36: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
+	6,  // 37: runlane.v1.SessionService.UpdateSession:output_type -> runlane.v1.UpdateSessionResponse
+	8,  // 38: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
+	10, // 39: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
+	12, // 40: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
+	14, // 41: runlane.v1.SessionService.SubscribeSession:output_type -> runlane.v1.SubscribeSessionResponse
+	35, // [35:42] is the sub-list for method output_type
+	28, // [28:35] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_session_service_proto_init() }
@@ -1263,7 +1596,8 @@ func file_runlane_v1_session_service_proto_init() {
 	file_runlane_v1_input_proto_init()
 	file_runlane_v1_run_proto_init()
 	file_runlane_v1_session_proto_init()
-	file_runlane_v1_session_service_proto_msgTypes[11].OneofWrappers = []any{
+	file_runlane_v1_session_service_proto_msgTypes[6].OneofWrappers = []any{}
+	file_runlane_v1_session_service_proto_msgTypes[13].OneofWrappers = []any{
 		(*SubscribeSessionResponse_Snapshot_)(nil),
 		(*SubscribeSessionResponse_RunEvent)(nil),
 		(*SubscribeSessionResponse_SessionChanged_)(nil),
@@ -1275,13 +1609,14 @@ func file_runlane_v1_session_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_session_service_proto_rawDesc), len(file_runlane_v1_session_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   18,
+			NumEnums:      1,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_runlane_v1_session_service_proto_goTypes,
 		DependencyIndexes: file_runlane_v1_session_service_proto_depIdxs,
+		EnumInfos:         file_runlane_v1_session_service_proto_enumTypes,
 		MessageInfos:      file_runlane_v1_session_service_proto_msgTypes,
 	}.Build()
 	File_runlane_v1_session_service_proto = out.File

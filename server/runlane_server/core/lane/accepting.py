@@ -5,7 +5,13 @@ from __future__ import annotations
 from itertools import takewhile
 
 from runlane_server.core.agents import ONE_AGENT, AgentNames
-from runlane_server.core.errors import IllegalCommand, QueueFull, SessionBusy, SessionNotFound
+from runlane_server.core.errors import (
+    ActiveRunChanged,
+    IllegalCommand,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+)
 from runlane_server.core.lane.cancelling import cancel_active, cancel_waiting
 from runlane_server.core.lane.edit import Edit
 from runlane_server.core.lane.states import Trigger, next_state
@@ -47,8 +53,8 @@ def accept(
 ) -> Transition[LaneRun]:
     """Turns a reservation into a run. Replies with it, or with the run that already has this id.
 
-    Raises SessionNotFound (R2), AgentNotFound and PermissionDenied (R31), SessionBusy (REJECT,
-    R27), QueueFull, and IllegalCommand if the reservation does not exist.
+    Raises SessionNotFound (R2), AgentNotFound and PermissionDenied (R31), ActiveRunChanged,
+    SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the reservation does not exist.
     """
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
@@ -61,6 +67,8 @@ def accept(
     if not (lane.exists or allow_missing):
         raise SessionNotFound.of(lane.key.session_id)
     agent = agents.choose(request.agent, lane.agent)
+    if request.expected_active not in {"", lane.active_run_id}:
+        raise ActiveRunChanged.of(lane.key.session_id, request.expected_active, lane.active_run_id)
     _check_room(lane, held, request, max_waiting=max_waiting)
     if request.when_busy is WhenBusy.INTERRUPT and not held.covered:
         cancel_active(edit, "interrupted by " + request.run_id)

@@ -22,7 +22,6 @@ from runlane_server.core.model import (
     RunComplete,
     RunEvent,
     RunKey,
-    RunState,
     Session,
     SessionKey,
 )
@@ -45,6 +44,20 @@ from runlane_server.store.base import (
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.fanout import publish_completes, publish_lane, publish_run_events
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
+from runlane_server.store.lookup import (
+    ALL_RUNS,
+    ALL_SESSIONS,
+    Count,
+    ListPlace,
+    RunFilter,
+    SessionFilter,
+)
+from runlane_server.store.memory.lists import (
+    list_runs,
+    list_sessions,
+    matching_runs,
+    matching_sessions,
+)
 from runlane_server.store.memory.log import MemoryLog
 from runlane_server.store.memory.tables import Tables, place_of
 from runlane_server.store.memory.webhooks import MemoryWebhooks
@@ -163,6 +176,9 @@ class MemoryStore:
         self._tables.create_session(session)
         publish_lane(self.listener, LaneChange(session.key, 0, 1))
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        return self._tables.edit_session(key, before, after)
+
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         removed = self._log.remove(before, limit, keep_bytes)
         for key in removed:
@@ -198,7 +214,7 @@ class MemoryStore:
 
     async def get_run(self, key: RunKey) -> Run | None:
         row = self._tables.runs.get(key)
-        return None if row is None else row.run
+        return None if row is None else row.shown
 
     async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
         _, deleted = self._tables.deleted.get(key, (0, None))
@@ -210,24 +226,15 @@ class MemoryStore:
     async def list_runs(
         self,
         tenant: str,
+        wanted: RunFilter = ALL_RUNS,
         *,
-        session_id: str | None = None,
-        states: Collection[RunState] = (),
-        after: int | None = None,
+        after: ListPlace | None = None,
         limit: int,
-    ) -> Page[Run, int]:
-        keys: Iterable[RunKey] = reversed(self._tables.runs)
-        if session_id is not None:
-            session = self._tables.sessions.get(SessionKey(tenant, session_id))
-            run_ids = [] if session is None else session.run_ids
-            keys = (RunKey(tenant, run_id) for run_id in reversed(run_ids))
-        rows = (self._tables.runs[key] for key in keys if key.tenant == tenant)
-        found = (
-            (it.number, _without_text(it.run))
-            for it in rows
-            if not states or it.run.state in states
-        )
-        return _page(found, after, limit)
+    ) -> Page[Run, ListPlace]:
+        return list_runs(self._tables, tenant, wanted, after, limit)
+
+    async def count_runs(self, tenant: str, wanted: RunFilter) -> Count:
+        return Count(len(matching_runs(self._tables, tenant, wanted)), is_exact=True)
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         row = self._tables.runs.get(key)
@@ -303,14 +310,17 @@ class MemoryStore:
         return None if row is None else row.session
 
     async def list_sessions(
-        self, tenant: str, *, after: int | None = None, limit: int
-    ) -> Page[Session, int]:
-        found = (
-            (row.number, row.session)
-            for key, row in reversed(self._tables.sessions.items())
-            if key.tenant == tenant
-        )
-        return _page(found, after, limit)
+        self,
+        tenant: str,
+        wanted: SessionFilter = ALL_SESSIONS,
+        *,
+        after: ListPlace | None = None,
+        limit: int,
+    ) -> Page[Session, ListPlace]:
+        return list_sessions(self._tables, tenant, wanted, after, limit)
+
+    async def count_sessions(self, tenant: str, wanted: SessionFilter) -> Count:
+        return Count(len(matching_sessions(self._tables, tenant, wanted)), is_exact=True)
 
     async def stored_bytes(self, tenant: str) -> int:
         return sum(
@@ -332,10 +342,18 @@ class MemoryStore:
         ]
 
     async def list_messages(
-        self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
+        self,
+        key: SessionKey,
+        *,
+        after: MessagePlace | None = None,
+        limit: int,
+        max_bytes: int,
+        run_id: str | None = None,
     ) -> Page[Message, MessagePlace]:
         row = self._tables.sessions.get(key)
         messages = [] if row is None else row.messages
+        if run_id is not None:
+            messages = [message for message in messages if message.run_id == run_id]
         first = bisect_right(messages, after or (0, 0), key=place_of)
         page, more = take_page(
             (self._tables.full_message(key.tenant, message) for message in messages[first:]),
@@ -371,12 +389,6 @@ def _busy(lane: Lane) -> BusySession:
     agents = {run.agent for run in lane.runs}
     agent = agents.pop() if len(agents) == 1 else None
     return BusySession(lane.key, lane.active is not None, len(lane.waiting), agent)
-
-
-def _without_text(run: Run) -> Run:
-    if run.complete is None:
-        return run
-    return run._replace(complete=run.complete._replace(text="", text_truncated=False, result=""))
 
 
 def _page(

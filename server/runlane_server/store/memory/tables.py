@@ -37,7 +37,13 @@ from runlane_server.store.inputs import input_weight
 from runlane_server.store.lane_log import LaneEntry, LanePlace, entries_of
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
-from runlane_server.store.weight import kept_weight, message_weight, run_weight, session_weight
+from runlane_server.store.weight import (
+    kept_weight,
+    message_weight,
+    run_weight,
+    session_growth,
+    session_weight,
+)
 
 
 @dataclass(slots=True)
@@ -50,6 +56,11 @@ class RunRow:
     prompt: Prompt
     events: list[RunEvent] = field(default_factory=list)
     kept: dict[tuple[int, int], Part] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> Run:
+        """The run with the index of its last event."""
+        return self.run._replace(last_event_index=self.events[-1].index)
 
 
 @dataclass(slots=True)
@@ -128,6 +139,23 @@ class Tables:
         row = self._new_session(Lane(new.key, version=1, agent=new.agent), new.created_at)
         row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
         row.stored_bytes = session_weight(new.title, new.metadata)
+
+    def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """Writes what callers may change of a session, if it is what it was."""
+        row = self.sessions.get(key)
+        if row is None or row.session.etag != before.etag:
+            return False
+        if after.agent != row.session.agent:
+            row.lane = row.lane._replace(agent=after.agent, version=row.lane.version + 1)
+        row.session = replace(
+            row.session,
+            title=after.title,
+            metadata=after.metadata,
+            agent=after.agent,
+            updated_at=max(row.session.updated_at, after.updated_at),
+        )
+        row.stored_bytes += session_growth(before, after)
+        return True
 
     def lane(self, key: SessionKey) -> Lane:
         """The lane of a session. It counts the events of the active run, as a commit may have been

@@ -57,7 +57,7 @@ async def _check(connection: Connection) -> Findings:
     problems: list[str] = []
     for table, read in READS.items():
         with collecting() as lines:
-            statement = f"SELECT * FROM {table}"  # noqa: S608 - a constant
+            statement = f"SELECT *, 0 AS last_event_index FROM {table}"  # noqa: S608 - a constant
             async for row in connection.cursor(statement, prefetch=PAGE_ROWS):
                 with suppress(CorruptRecord):  # it is collected
                     await read(connection, row)

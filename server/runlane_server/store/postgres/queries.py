@@ -38,7 +38,6 @@ from runlane_server.store.paging import (
     event_size,
     message_size,
     messages_page,
-    numbered_page,
     take_page,
 )
 from runlane_server.store.postgres.text import unescape
@@ -174,16 +173,6 @@ def deleted_run(key: RunKey, row: Record) -> DeletedRun:
     return deleted_run_from(key, row, unescape)
 
 
-def runs_page(tenant: str, rows: Records, limit: int) -> Page[Run, int]:
-    """A page of runs, from up to `limit` rows and one more."""
-    return numbered_page(
-        rows,
-        limit,
-        item=lambda row: run_from(tenant, row, unescape),
-        number=lambda row: int(row["run_no"]),
-    )
-
-
 def prompt(key: RunKey, row: Record) -> Prompt:
     """The full prompt of a run. Raises CorruptRecord."""
     return prompt_from(key, lambda: _prompt(row))
@@ -248,16 +237,6 @@ def lane_page(
 def session(tenant: str, row: Record) -> Session:
     """A session."""
     return session_from(tenant, row, unescape)
-
-
-def sessions_page(tenant: str, rows: Records, limit: int) -> Page[Session, int]:
-    """A page of sessions, from up to `limit` rows and one more."""
-    return numbered_page(
-        rows,
-        limit,
-        item=lambda row: session(tenant, row),
-        number=lambda row: int(row["created_no"]),
-    )
 
 
 def transcript_page(

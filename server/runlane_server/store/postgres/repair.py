@@ -59,7 +59,7 @@ async def repair(database: Database) -> list[str]:
 
 async def _damaged(connection: Connection, table: str) -> list[Any]:
     read = READS[table]
-    statement = f"SELECT ctid::text AS place, * FROM {table}"  # noqa: S608 - a constant
+    statement = f"SELECT ctid::text AS place, *, 0 AS last_event_index FROM {table}"  # noqa: S608 - a constant
     return [
         row
         async for row in connection.cursor(statement)

@@ -26,7 +26,6 @@ from runlane_server.core.model import (
     RunComplete,
     RunEvent,
     RunKey,
-    RunState,
     Session,
     SessionKey,
 )
@@ -48,11 +47,19 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
-from runlane_server.store.codec import RUN_COMPLETE, encode_part
+from runlane_server.store.codec import RUN_COMPLETE, encode_metadata, encode_part
 from runlane_server.store.compaction import largest_log
 from runlane_server.store.inputs import due_inputs, input_from, inputs_page
 from runlane_server.store.lane_log import LanePage, LanePlace
-from runlane_server.store.postgres import queries
+from runlane_server.store.lookup import (
+    ALL_RUNS,
+    ALL_SESSIONS,
+    Count,
+    ListPlace,
+    RunFilter,
+    SessionFilter,
+)
+from runlane_server.store.postgres import lists, queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
 from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.log import PostgresLog
@@ -69,8 +76,9 @@ from runlane_server.store.postgres.schema import SQL, OpenDatabase, open_databas
 from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.postgres.webhooks import PostgresWebhooks
 from runlane_server.store.postgres.writer import PostgresWriter
-from runlane_server.store.records import END_OF_LIST, OPEN_STATES
+from runlane_server.store.records import END_OF_LIST
 from runlane_server.store.vitals import StoreVitals
+from runlane_server.store.weight import session_growth
 
 STEP_ROWS = 250
 STEP_BYTES = 4 << 20
@@ -233,6 +241,22 @@ class PostgresStore:
     async def create_session(self, session: NewSession) -> None:
         await self._open.writer.write(session_unit(session, _future()))
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        """See `base.Store`. Beside the commits of the writer."""
+        row = await self._row(
+            "edit_session",
+            *_escaped(key),
+            after.agent,
+            escape(after.title),
+            encode_metadata(after.metadata),
+            session_growth(before, after),
+            after.updated_at,
+            escape(before.title),
+            encode_metadata(before.metadata),
+            before.agent,
+        )
+        return row is not None
+
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """See `base.Store`. One round trip for each step, one for the sizes, two after a removal,
         and one to delete the versions of sessions that were removed long ago."""
@@ -290,33 +314,16 @@ class PostgresStore:
     async def list_runs(
         self,
         tenant: str,
+        wanted: RunFilter = ALL_RUNS,
         *,
-        session_id: str | None = None,
-        states: Collection[RunState] = (),
-        after: int | None = None,
+        after: ListPlace | None = None,
         limit: int,
-    ) -> Page[Run, int]:
-        before = END_OF_LIST if after is None else after
-        wanted = frozenset(states or RunState)
-        if session_id is not None:
-            rows = await self._rows(
-                "runs_of_session",
-                escape(tenant),
-                escape(session_id),
-                before,
-                list(wanted),
-                limit + 1,
-            )
-        else:
-            rows = await self._rows(
-                "runs_of_tenant",
-                escape(tenant),
-                before,
-                list(wanted & OPEN_STATES),
-                list(wanted - OPEN_STATES),
-                limit + 1,
-            )
-        return queries.runs_page(tenant, rows, limit)
+    ) -> Page[Run, ListPlace]:
+        """See `base.Store`. Two round trips for a page that is short."""
+        return await lists.list_runs(self._open.pool, tenant, wanted, after, limit)
+
+    async def count_runs(self, tenant: str, wanted: RunFilter) -> Count:
+        return await lists.count_runs(self._open.pool, tenant, wanted)
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         row = await self._row("prompt", *_escaped(key))
@@ -394,11 +401,18 @@ class PostgresStore:
         return None if row is None else queries.session(key.tenant, row)
 
     async def list_sessions(
-        self, tenant: str, *, after: int | None = None, limit: int
-    ) -> Page[Session, int]:
-        before = END_OF_LIST if after is None else after
-        rows = await self._rows("sessions", escape(tenant), before, limit + 1)
-        return queries.sessions_page(tenant, rows, limit)
+        self,
+        tenant: str,
+        wanted: SessionFilter = ALL_SESSIONS,
+        *,
+        after: ListPlace | None = None,
+        limit: int,
+    ) -> Page[Session, ListPlace]:
+        """See `base.Store`. Two round trips for a page that is short."""
+        return await lists.list_sessions(self._open.pool, tenant, wanted, after, limit)
+
+    async def count_sessions(self, tenant: str, wanted: SessionFilter) -> Count:
+        return await lists.count_sessions(self._open.pool, tenant, wanted)
 
     async def stored_bytes(self, tenant: str) -> int:
         rows = await self._rows("stored_bytes", escape(tenant))
@@ -410,12 +424,23 @@ class PostgresStore:
         return queries.idle_sessions(rows)
 
     async def list_messages(
-        self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
+        self,
+        key: SessionKey,
+        *,
+        after: MessagePlace | None = None,
+        limit: int,
+        max_bytes: int,
+        run_id: str | None = None,
     ) -> Page[Message, MessagePlace]:
-        turn, ordinal = after or (0, 0)
-        rows = await self._rows(
-            "messages", *_escaped(key), turn, ordinal, limit + 1, max_bytes + queries.SLACK_BYTES
-        )
+        """See `base.Store`. Two round trips for the messages of one run."""
+        start, last_turn, run = after or (0, 0), END_OF_LIST, None
+        if run_id is not None:
+            run = escape(run_id)
+            found = await self._row("turn_of_run", escape(key.tenant), run, escape(key.session_id))
+            last_turn = 0 if found is None else found["turn"]
+            start = max(start, (last_turn, -1))
+        size = max_bytes + queries.SLACK_BYTES
+        rows = await self._rows("messages", *_escaped(key), *start, limit + 1, size, last_turn, run)
         return queries.transcript_page(key.tenant, rows, limit=limit, max_bytes=max_bytes)
 
     async def log_bytes(self) -> int:

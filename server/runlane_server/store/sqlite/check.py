@@ -76,7 +76,7 @@ def _records(db: sqlite3.Connection) -> Iterator[str]:
     for table, read in READS.items():
         with collecting() as lines:
             try:
-                for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608 - a constant
+                for row in db.execute(f"SELECT *, 0 AS last_event_index FROM {table}"):  # noqa: S608 - a constant
                     # It is collected, or was found as a name that is not UTF-8.
                     with suppress(CorruptRecord, UnicodeEncodeError):
                         read(db, row)

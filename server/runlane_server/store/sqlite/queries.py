@@ -46,13 +46,11 @@ from runlane_server.store.paging import (
     event_size,
     message_size,
     messages_page,
-    numbered_page,
     take_page,
 )
 from runlane_server.store.records import (
     END_OF_LIST,
     NO_ANSWER,
-    OPEN_STATES,
     Answer,
     answer_from,
     assemble_lane,
@@ -134,58 +132,6 @@ def deleted_run(db: sqlite3.Connection, key: RunKey) -> DeletedRun | None:
 def count_deleted(db: sqlite3.Connection, before: Micros, limit: int) -> int:
     """The number of runs deleted before a time, up to a limit."""
     return len(db.execute(SQL["deleted_before"], (before, limit)).fetchall())
-
-
-def list_runs(
-    db: sqlite3.Connection,
-    tenant: str,
-    *,
-    session_id: str | None,
-    states: Collection[RunState],
-    after: int | None,
-    limit: int,
-) -> Page[Run, int]:
-    """A page of runs, the latest accepted first."""
-    where = {
-        "tenant": tenant,
-        "session_id": session_id,
-        "before": END_OF_LIST if after is None else after,
-        "limit": limit + 1,
-    }
-    if session_id is None:
-        numbers = _numbers_of_tenant(db, where, frozenset(states or RunState))
-    elif states:
-        numbers = _numbers(
-            db, "runs_of_session_in_states", where | {"states": json.dumps([*states])}
-        )
-    else:
-        numbers = _numbers(db, "runs_of_session", where)
-
-    def read(number: int) -> Run:
-        row = db.execute(SQL["run"], {"run_no": number}).fetchone()
-        return run_from(tenant, row, as_is)
-
-    return numbered_page(numbers, limit, item=read, number=lambda number: number)
-
-
-def _numbers_of_tenant(
-    db: sqlite3.Connection, where: dict[str, Any], states: frozenset[RunState]
-) -> list[int]:
-    """The numbers of a page, merged from a page of each index that covers some of the states."""
-    numbers: list[int] = []
-    if states >= OPEN_STATES:
-        numbers += _numbers(db, "open_runs", where)
-    elif states & OPEN_STATES:
-        numbers += _numbers(
-            db, "open_runs_in_states", where | {"states": json.dumps([*(states & OPEN_STATES)])}
-        )
-    for state in states - OPEN_STATES:
-        numbers += _numbers(db, "ended_runs_in_state", where | {"state": state})
-    return sorted(numbers, reverse=True)[: where["limit"]]
-
-
-def _numbers(db: sqlite3.Connection, name: str, where: dict[str, Any]) -> list[int]:
-    return [row[0] for row in db.execute(SQL[name], where)]
 
 
 def _answer(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Answer:
@@ -317,24 +263,6 @@ def session(db: sqlite3.Connection, key: SessionKey) -> Session | None:
     return None if row is None else session_from(key.tenant, row, as_is)
 
 
-def list_sessions(
-    db: sqlite3.Connection, tenant: str, after: int | None, limit: int
-) -> Page[Session, int]:
-    """A page of sessions, the latest created first."""
-    where = {
-        "tenant": tenant,
-        "before": END_OF_LIST if after is None else after,
-        "limit": limit + 1,
-    }
-    rows = db.execute(SQL["sessions"], where).fetchall()
-    return numbered_page(
-        rows,
-        limit,
-        item=lambda row: session_from(tenant, row, as_is),
-        number=lambda row: int(row["created_no"]),
-    )
-
-
 def stored_bytes(db: sqlite3.Connection, tenant: str, after: int, limit: int) -> tuple[int, int]:
     """The stored bytes of up to `limit` of a tenant's sessions, and the place of the last of them;
     0 if there are no more."""
@@ -357,11 +285,17 @@ def list_messages(
     after: MessagePlace | None,
     limit: int,
     max_bytes: int,
+    *,
+    run_id: str | None,
 ) -> Page[Message, MessagePlace]:
     """A page of the transcript after a place."""
     turn, ordinal = (0, 0) if after is None else after
     where = {**key._asdict(), "turn": turn, "ordinal": ordinal, "limit": limit + 1}
-    messages = (_message(db, key.tenant, row) for row in db.execute(SQL["messages"], where))
+    name = "messages"
+    if run_id is not None:
+        name = "messages_of_run"
+        where["run_id"] = run_id
+    messages = (_message(db, key.tenant, row) for row in db.execute(SQL[name], where))
     page, more = take_page(messages, limit=limit, max_bytes=max_bytes, size=message_size)
     return messages_page(page, more=more)
 

@@ -76,7 +76,7 @@ def _replace(path: Path) -> tuple[list[str], list[SessionKey]]:
 
 
 def _damaged(db: sqlite3.Connection, table: str) -> list[Any]:
-    rows = db.execute(f"SELECT * FROM {table}")  # noqa: S608 - a constant
+    rows = db.execute(f"SELECT *, 0 AS last_event_index FROM {table}")  # noqa: S608 - a constant
     read = READS[table]
     return [row for row in rows if is_damaged(lambda row=row: read(db, row))]  # type: ignore[misc]
 

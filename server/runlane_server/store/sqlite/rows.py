@@ -22,6 +22,7 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     RunRequest,
+    Session,
     SessionKey,
 )
 from runlane_server.core.transition import RunChange, Transition
@@ -47,6 +48,7 @@ from runlane_server.store.weight import (
     logged_event_weight,
     message_weight,
     run_weight,
+    session_growth,
     session_weight,
 )
 
@@ -195,6 +197,23 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
         lane=session.key,
         lane_change=LaneChange(session.key, 0, 1),
     )
+
+
+def edit_unit(key: SessionKey, before: Session, after: Session, future: Future[Result]) -> Unit:
+    """The unit of a session that a caller has changed."""
+    row = (
+        after.agent,
+        after.title,
+        encode_metadata(after.metadata),
+        after.agent,
+        session_growth(before, after),
+        after.updated_at,
+        *key,
+        before.title,
+        encode_metadata(before.metadata),
+        before.agent,
+    )
+    return Unit(key.tenant, {"edit_session": [row]}, future, lane=key)
 
 
 def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:

@@ -26,7 +26,6 @@ from runlane_server.core.model import (
     Run,
     RunEvent,
     RunKey,
-    RunState,
     Session,
     SessionKey,
 )
@@ -43,11 +42,21 @@ from runlane_server.store.base import (
     NewSession,
     Page,
     Position,
+    Stale,
     StoreError,
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
 from runlane_server.store.lane_log import LanePage, LanePlace
+from runlane_server.store.lookup import (
+    ALL_RUNS,
+    ALL_SESSIONS,
+    Count,
+    ListPlace,
+    RunFilter,
+    SessionFilter,
+)
+from runlane_server.store.sqlite import lists as sqlite_lists
 from runlane_server.store.sqlite import log as sqlite_log
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.file import OpenFile, open_file
@@ -59,6 +68,7 @@ from runlane_server.store.sqlite.rows import (
     append_unit,
     commit_unit,
     discard_unit,
+    edit_unit,
     forget_unit,
     keep_unit,
     session_unit,
@@ -168,6 +178,13 @@ class SqliteStore:
     async def create_session(self, session: NewSession) -> None:
         await self._writing.write(session_unit(session, _future()))
 
+    async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        try:
+            await self._writing.write(edit_unit(key, before, after, _future()))
+        except Stale:
+            return False
+        return True
+
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         count = 0
         while True:
@@ -204,20 +221,15 @@ class SqliteStore:
     async def list_runs(
         self,
         tenant: str,
+        wanted: RunFilter = ALL_RUNS,
         *,
-        session_id: str | None = None,
-        states: Collection[RunState] = (),
-        after: int | None = None,
+        after: ListPlace | None = None,
         limit: int,
-    ) -> Page[Run, int]:
-        return await self._page(
-            queries.list_runs,
-            tenant,
-            session_id=session_id,
-            states=states,
-            after=after,
-            limit=limit,
-        )
+    ) -> Page[Run, ListPlace]:
+        return await self._page(sqlite_lists.list_runs, tenant, wanted, after, limit)
+
+    async def count_runs(self, tenant: str, wanted: RunFilter) -> Count:
+        return await self._page(sqlite_lists.count_runs, tenant, wanted)
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
         return await self._look_up(queries.prompt, key)
@@ -265,9 +277,17 @@ class SqliteStore:
         return await self._look_up(queries.session, key)
 
     async def list_sessions(
-        self, tenant: str, *, after: int | None = None, limit: int
-    ) -> Page[Session, int]:
-        return await self._page(queries.list_sessions, tenant, after, limit)
+        self,
+        tenant: str,
+        wanted: SessionFilter = ALL_SESSIONS,
+        *,
+        after: ListPlace | None = None,
+        limit: int,
+    ) -> Page[Session, ListPlace]:
+        return await self._page(sqlite_lists.list_sessions, tenant, wanted, after, limit)
+
+    async def count_sessions(self, tenant: str, wanted: SessionFilter) -> Count:
+        return await self._page(sqlite_lists.count_sessions, tenant, wanted)
 
     async def stored_bytes(self, tenant: str) -> int:
         # In pieces, so that other reads come in between.
@@ -283,9 +303,15 @@ class SqliteStore:
         return await self._page(queries.stale_sessions, before, limit)
 
     async def list_messages(
-        self, key: SessionKey, *, after: MessagePlace | None = None, limit: int, max_bytes: int
+        self,
+        key: SessionKey,
+        *,
+        after: MessagePlace | None = None,
+        limit: int,
+        max_bytes: int,
+        run_id: str | None = None,
     ) -> Page[Message, MessagePlace]:
-        return await self._page(queries.list_messages, key, after, limit, max_bytes)
+        return await self._page(queries.list_messages, key, after, limit, max_bytes, run_id=run_id)
 
     async def log_bytes(self) -> int:
         return await self._look_up(sqlite_log.log_bytes)

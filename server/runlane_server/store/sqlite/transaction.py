@@ -33,6 +33,7 @@ STEPS = (
     Step("create_session", SessionTaken),
     Step("insert_session", Stale.lane),
     Step("update_session", Stale.lane),
+    Step("edit_session", Stale.lane),
     Step("delete_session", Stale.lane),
     Step("discard_session", None),
     Step("remember_runs", None),

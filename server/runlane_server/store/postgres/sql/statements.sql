@@ -171,47 +171,12 @@ SELECT
         SELECT parts FROM messages
         WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
             AND messages.turn = runs.turn AND messages.message_id = runs.message_id
-    ) AS parts
-FROM runs WHERE tenant = $1 AND run_id = $2;
-
--- name: runs_of_session
-SELECT
-    run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
-    accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry
-FROM runs
-WHERE tenant = $1 AND session_id = $2 AND run_no > 0 AND run_no < $3
-    AND state = ANY ($4::text[])
-ORDER BY run_no DESC LIMIT $5;
-
--- name: runs_of_tenant
--- Merges a page from each index that has some of the states.
-SELECT * FROM (
+    ) AS parts,
     (
-        SELECT
-            run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts,
-            attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason,
-            error_reason, error_message, message_id, usage, metadata, prompt_fingerprint,
-            prompt_head, agent, retry
-        FROM runs
-        WHERE tenant = $1 AND run_no > 0 AND run_no < $2 AND ended_at IS NULL
-            AND state = ANY ($3::text[])
-        ORDER BY run_no DESC LIMIT $5
-    )
-    UNION ALL
-    SELECT ended.* FROM unnest($4::text[]) AS wanted (state) CROSS JOIN LATERAL (
-        SELECT
-            run_no, run_id, session_id, accept_seq, runs.state, when_busy, turn, timeout,
-            max_attempts, attempt, accepted_at, started_at, ended_at, folded_into, cancel_reason,
-            finish_reason, error_reason, error_message, message_id, usage, metadata,
-            prompt_fingerprint, prompt_head, agent, retry
-        FROM runs
-        WHERE tenant = $1 AND runs.state = wanted.state AND run_no > 0 AND run_no < $2
-            AND ended_at IS NOT NULL
-        ORDER BY run_no DESC LIMIT $5
-    ) AS ended
-) AS found
-ORDER BY run_no DESC LIMIT $5;
+        SELECT coalesce(max(idx), 0) FROM run_events
+        WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+    ) AS last_event_index
+FROM runs WHERE tenant = $1 AND run_id = $2;
 
 -- name: deleted_run
 SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = $1 AND run_id = $2;
@@ -397,13 +362,6 @@ SELECT
     output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
 FROM sessions WHERE tenant = $1 AND session_id = $2;
 
--- name: sessions
-SELECT
-    created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
-FROM sessions
-WHERE tenant = $1 AND created_no > 0 AND created_no < $2 ORDER BY created_no DESC LIMIT $3;
-
 -- name: stored_bytes
 -- A damaged number counts as 0, so that the sum does not overflow. 200 is the SESSION_BYTES of
 -- store/weight.py.
@@ -419,7 +377,8 @@ ORDER BY updated_at LIMIT $2;
 
 -- name: messages
 -- A user message comes with the prompt of its run, a long one with the parts that were stored before
--- it: those follow its first MiB. found, before: as with run_events.
+-- it: those follow its first MiB. found, before: as with run_events. The messages of one run ($8) are
+-- in one turn.
 SELECT
     message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts, found,
     prompt_head, rest,
@@ -460,10 +419,27 @@ FROM (
                 AND prompts.tenant = $1 AND prompts.run_id = messages.run_id
         WHERE messages.tenant = $1 AND messages.session_id = $2
             AND (messages.turn, messages.ordinal) > ($3, $4)
+            AND messages.turn <= $7 AND ($8::text IS NULL OR messages.run_id = $8)
         ORDER BY messages.turn, messages.ordinal LIMIT $5
     ) AS first
 ) AS sized
 WHERE before <= $6 ORDER BY turn, ordinal;
+
+-- name: edit_session
+-- Nodes notice a new agent by the version of the lane.
+UPDATE sessions SET
+    version = version + CASE WHEN agent = $3 THEN 0 ELSE 1 END,
+    title = $4,
+    metadata = $5,
+    agent = $3,
+    stored_bytes = stored_bytes + $6,
+    updated_at = greatest(updated_at, $7)
+WHERE tenant = $1 AND session_id = $2 AND title = $8 AND metadata IS NOT DISTINCT FROM $9
+    AND agent = $10
+RETURNING true AS edited;
+
+-- name: turn_of_run
+SELECT turn FROM runs WHERE tenant = $1 AND run_id = $2 AND session_id = $3;
 
 -- name: kept_parts
 SELECT attempt, n, part FROM kept_parts WHERE tenant = $1 AND run_id = $2;

@@ -34,6 +34,17 @@ UPDATE sessions SET
     updated_at = max(updated_at, ?)
 WHERE tenant = ? AND session_id = ? AND version = ?;
 
+-- name: edit_session
+-- Other nodes and the cache of this one notice a new agent by the version of the lane.
+UPDATE sessions SET
+    version = version + (agent <> ?),
+    title = ?,
+    metadata = ?,
+    agent = ?,
+    stored_bytes = stored_bytes + ?,
+    updated_at = max(updated_at, ?)
+WHERE tenant = ? AND session_id = ? AND title = ? AND metadata IS ? AND agent = ?;
+
 -- name: delete_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 
@@ -395,35 +406,12 @@ SELECT run_no FROM runs WHERE tenant = ? AND run_id = ?;
 SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
-    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry
+    error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    (
+        SELECT coalesce(max(idx), 0) FROM run_events
+        WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+    ) AS last_event_index
 FROM runs WHERE run_no = :run_no;
-
--- name: runs_of_session
-SELECT run_no FROM runs INDEXED BY runs_by_session
-WHERE tenant = :tenant AND session_id = :session_id AND run_no < :before
-ORDER BY run_no DESC LIMIT :limit;
-
--- name: runs_of_session_in_states
-SELECT run_no FROM runs INDEXED BY runs_by_session
-WHERE tenant = :tenant AND session_id = :session_id AND run_no < :before
-    AND state IN (SELECT value FROM json_each(:states))
-ORDER BY run_no DESC LIMIT :limit;
-
--- name: open_runs
-SELECT run_no FROM runs INDEXED BY runs_open
-WHERE tenant = :tenant AND ended_at IS NULL AND run_no < :before
-ORDER BY run_no DESC LIMIT :limit;
-
--- name: open_runs_in_states
-SELECT run_no FROM runs INDEXED BY runs_open
-WHERE tenant = :tenant AND ended_at IS NULL AND run_no < :before
-    AND state IN (SELECT value FROM json_each(:states))
-ORDER BY run_no DESC LIMIT :limit;
-
--- name: ended_runs_in_state
-SELECT run_no FROM runs INDEXED BY runs_ended
-WHERE tenant = :tenant AND state = :state AND ended_at IS NOT NULL AND run_no < :before
-ORDER BY run_no DESC LIMIT :limit;
 
 -- name: deleted_before
 SELECT run_id FROM deleted_runs WHERE deleted_at < ? LIMIT ?;
@@ -555,13 +543,6 @@ SELECT
     output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
 FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
 
--- name: sessions
-SELECT
-    created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
-FROM sessions INDEXED BY sessions_by_tenant
-WHERE tenant = :tenant AND created_no < :before ORDER BY created_no DESC LIMIT :limit;
-
 -- name: stored_bytes
 -- The next sessions of a tenant, in the order of the file. A damaged number counts as 0, so that the
 -- sum does not overflow.
@@ -587,6 +568,17 @@ FROM messages
 WHERE tenant = :tenant AND session_id = :session_id AND (turn, ordinal) > (:turn, :ordinal)
     AND typeof(turn) = 'integer' AND typeof(ordinal) = 'integer'
 ORDER BY turn, ordinal LIMIT :limit;
+
+-- name: messages_of_run
+-- They are in one turn.
+SELECT message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts
+FROM messages
+WHERE tenant = :tenant AND session_id = :session_id AND turn = (
+    SELECT turn FROM runs
+    WHERE tenant = :tenant AND run_id = :run_id AND session_id = :session_id
+) AND run_id = :run_id AND (turn > :turn OR ordinal > :ordinal)
+    AND typeof(turn) = 'integer' AND typeof(ordinal) = 'integer'
+ORDER BY ordinal LIMIT :limit;
 
 -- name: message_parts
 SELECT parts FROM messages
