@@ -133,13 +133,6 @@ async def programs(conformance: ConformanceClient, tmp_path: Path) -> AsyncItera
 
 
 @pytest.fixture
-def every_rule(conformance: ConformanceClient) -> None:
-    """Skips clients whose README does not list C14 and C15."""
-    if not conformance.follows("C15"):
-        pytest.skip(f"the client in {conformance.language.name} does not follow C14 and C15")
-
-
-@pytest.fixture
 async def quickstarts(quickstart: Quickstart, tmp_path: Path) -> AsyncIterator[Programs]:
     """Starts quickstarts; kills those that still run after the test."""
     async with Programs(quickstart, tmp_path) as started:

@@ -95,10 +95,6 @@ class ConformanceClient(Project):
         """Its folder in `clients/`."""
         return CLIENTS / self.language.name
 
-    def follows(self, rule: str) -> bool:
-        """Whether its README says where a rule is implemented."""
-        return f"\n| {rule} " in (self.folder / "README.md").read_text()
-
     def build_commands(self) -> str:
         """The first `sh` block under `## Build`."""
         return first_block(self.folder / "README.md", "Build")

@@ -11,8 +11,6 @@ from polyglot.proxy import Proxy
 from polyglot.serving import becomes, becomes_state, script, scripted
 from runlane import Client, InputRequest, InputState, RunState
 
-pytestmark = pytest.mark.usefixtures("every_rule")
-
 ASKS = script({"text": "before "}, {"ask": {"text": "Which?"}}, {"text": " after"})
 """Asks for a text, and prints the answer between two texts."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from polyglot.program import Program, Programs
 from polyglot.proxy import Proxy
 from polyglot.serving import (
@@ -18,8 +16,6 @@ from polyglot.serving import (
     scripted,
 )
 from runlane import Client, CursorCompacted, RunHandle, RunState, TextDelta
-
-pytestmark = pytest.mark.usefixtures("every_rule")
 
 
 def end(handle: RunHandle) -> str:
