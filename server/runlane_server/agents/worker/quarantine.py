@@ -1,4 +1,4 @@
-"""Workers that fail again and again get turns only after a backoff.
+"""Workers at fault again and again get turns only after a backoff.
 
 A worker is known by its tenant and its id. An id costs nothing, so the caller whose token the
 workers use is counted too, with more patience: one bad worker must not stop its siblings.

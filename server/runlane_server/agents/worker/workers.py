@@ -302,8 +302,7 @@ class Workers:
             self._returns.forget(key)
         if error is None:
             self._praise(execution.worker)
-        elif not isinstance(error, HandedBack) or execution.handed_back_by is None:
-            # A worker that hands a run back because it stops is not at fault.
+        elif _is_at_fault(execution, error):
             self._blame(execution.worker, error.message)
         return error
 
@@ -367,3 +366,13 @@ class Workers:
             raise StoreUnavailable(
                 "the attempt could not be continued on this node; reconnect and resume"
             ) from None
+
+
+def _is_at_fault(execution: Execution, error: AgentError) -> bool:
+    """Whether the worker is to blame for the end of its attempt.
+
+    Any other error is the agent's answer to a prompt. Who may only send prompts must not be able
+    to stop the workers. A worker that hands a run back because it stops is not at fault either.
+    """
+    is_drain = isinstance(error, HandedBack) and execution.handed_back_by is not None
+    return isinstance(error, AttemptLost) and not is_drain
