@@ -20,6 +20,7 @@ from runlane_server.core.errors import (
     RunNotFound,
 )
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
+from runlane_server.feed.event_size import event_size
 from runlane_server.feed.session_topics import SessionTopics
 from runlane_server.feed.tail import TailPool
 from runlane_server.feed.topics import topics_of_event, topics_of_filter
@@ -34,11 +35,11 @@ PAGE_BYTES = 256 << 10
 """Bytes of a page from the store. A subscriber that reads nothing holds one."""
 
 LOG_TAIL_BYTES = 32 << 20
-"""Budget of the terminal events in memory, of all tenants. An event counts as its text and 4 KiB,
+"""Budget of the terminal events in memory, of all tenants. An event counts as its texts and 4 KiB,
 so that at most 8,192 are kept."""
 
 RUN_TAIL_BYTES = 64 << 20
-"""Budget of the events of followed runs in memory, of all tenants. An event counts as its text and
+"""Budget of the events of followed runs in memory, of all tenants. An event counts as its texts and
 512 bytes."""
 
 
@@ -138,7 +139,7 @@ class Feed:
             self._tail_start = self.head
         for event in events:
             self.head = event.position
-            size = len(event.complete.text)
+            size = event_size(event.complete)
             self._tails.add(event.tenant, event.position, event, size, self._tail_start)
             for topic in topics_of_event(event):
                 first.setdefault(topic, event.position)
@@ -162,7 +163,7 @@ class Feed:
             # Another node wrote the events in between, or their commit got no answer.
             self._run_tails.drop(key)
         for event in events:
-            self._run_tails.add(key, event.index, event, _size(event))
+            self._run_tails.add(key, event.index, event, event_size(event.body))
         for follower in followers:
             follower.wake(events[0].index)
 
@@ -457,8 +458,3 @@ def _discard(
     held.pop(subscriber, None)
     if not held:
         del subscribers[topic]
-
-
-def _size(event: RunEvent) -> int:
-    body = event.body
-    return len(getattr(body, "text", "") or getattr(body, "content", ""))

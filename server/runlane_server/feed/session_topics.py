@@ -8,6 +8,7 @@ from typing import Protocol
 
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.core.transition import Lane
+from runlane_server.feed.event_size import event_size
 from runlane_server.feed.tail import TailPool
 from runlane_server.store.base import Store
 from runlane_server.store.lane_log import LaneChange, LaneEntry, LanePlace, end_of
@@ -99,7 +100,7 @@ class SessionTopics:
             topic.start = end_of(change.base)
         topic.version = change.version
         for entry in change.entries:
-            size = len(getattr(entry.event.body, "text", ""))
+            size = event_size(entry.event.body)
             self._tails.add(change.key, entry.place, entry, size, topic.start)
         for follower in topic.followers:
             follower.wake()

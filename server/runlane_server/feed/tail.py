@@ -80,7 +80,7 @@ class TailPool(Generic[Key, Entry]):
     Args:
         tenant_of: Returns the tenant of a log.
         budget: The total weight.
-        entry_weight: The weight of an entry besides its text, in bytes.
+        entry_weight: The weight of an entry besides its texts, in bytes.
     """
 
     def __init__(self, tenant_of: Callable[[Key], str], *, budget: int, entry_weight: int) -> None:
@@ -99,7 +99,7 @@ class TailPool(Generic[Key, Entry]):
         return self._tails.get(self._tenant_of(key), {}).get(key)
 
     def add(self, key: Key, place: int, entry: Entry, size: int, start: int | None = None) -> None:
-        """Appends an entry with `size` bytes of text. A new tail has all entries after `start`."""
+        """Appends an entry with `size` bytes of texts. A new tail has all entries after `start`."""
         tenant = self._tenant_of(key)
         tails = self._tails.setdefault(tenant, {})
         tail = tails.get(key)
