@@ -22,7 +22,7 @@ from runlane_server.core.errors import (
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
 from runlane_server.feed.event_size import event_size
 from runlane_server.feed.session_topics import SessionTopics
-from runlane_server.feed.tail import TailPool
+from runlane_server.feed.tail import PAGE_BYTES, TailPool
 from runlane_server.feed.topics import topics_of_event, topics_of_filter
 from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
@@ -31,8 +31,6 @@ from runlane_server.store.lane_log import LaneChange
 A_DAY = 86_400.0
 
 PAGE_EVENTS = 256
-PAGE_BYTES = 256 << 10
-"""Bytes of a page from the store. A subscriber that reads nothing holds one."""
 
 LOG_TAIL_BYTES = 32 << 20
 """Budget of the terminal events in memory, of all tenants. An event counts as its texts and 4 KiB,
@@ -244,8 +242,9 @@ class Feed:
         self, tenant: str, after: Position, matches: Callable[[RunComplete], bool] | None = None
     ) -> LogPage:
         tail = self._tails.get(tenant)
-        events = () if tail is None else tail.read(after, PAGE_EVENTS)
-        scanned = events[-1].position if len(events) == PAGE_EVENTS else max(after, self.head)
+        events = () if tail is None else tail.read(after, PAGE_EVENTS, PAGE_BYTES)
+        goes_on = tail is not None and events and events[-1].position < tail.end
+        scanned = events[-1].position if goes_on else max(after, self.head)
         if matches is not None:
             events = [event for event in events if matches(event.complete)]
         return LogPage(tuple(events), scanned)
@@ -260,7 +259,7 @@ class Feed:
         """The next events of a run after an index, from memory if they are there."""
         tail = self._run_tails.get(key)
         if tail is not None and tail.covers(after):
-            events = tail.read(after, PAGE_EVENTS)
+            events = tail.read(after, PAGE_EVENTS, PAGE_BYTES)
             if events or key not in self._ended:
                 return events
         return await self._store.run_events(
