@@ -8,7 +8,8 @@ from typing import Protocol
 
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.core.transition import Lane
-from runlane_server.feed.tail import TailPool
+from runlane_server.feed.event_size import event_size
+from runlane_server.feed.tail import PAGE_BYTES, TailPool
 from runlane_server.store.base import Store
 from runlane_server.store.lane_log import LaneChange, LaneEntry, LanePlace, end_of
 
@@ -109,7 +110,7 @@ class SessionTopics:
             topic.start = end_of(change.base)
         topic.version = change.version
         for entry in change.entries:
-            size = len(getattr(entry.event.body, "text", ""))
+            size = event_size(entry.event.body)
             self._tails.add(change.key, entry.place, entry, size, topic.start)
 
     def on_version(self, key: SessionKey, version: int) -> None:
@@ -140,7 +141,7 @@ class SessionTopics:
             return None
         if tail is None:
             return ()
-        return tail.read(after, PAGE_ENTRIES) if tail.covers(after) else None
+        return tail.read(after, PAGE_ENTRIES, PAGE_BYTES) if tail.covers(after) else None
 
     async def view(self, key: SessionKey) -> SessionView:
         """The session and its lane. All followers share one read for each version."""
