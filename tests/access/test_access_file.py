@@ -331,6 +331,36 @@ def test_an_invalid_file_fails_the_start(tmp_path: Path) -> None:
             AccessFile(path)
 
 
+@pytest.mark.parametrize(
+    ("other", "is_one"),
+    [
+        (("acme", "run", '["coder"]'), True),
+        (("other", "run", '["coder"]'), False),
+        (("acme", "operator", '["coder"]'), False),
+        (("acme", "run", '["coder", "b"]'), False),
+        (("acme", "run", "[]"), False),
+        (("acme", "run", ""), False),
+    ],
+)
+def test_the_names_of_a_certificate_must_mean_the_same(
+    other: tuple[str, str, str], is_one: bool, tmp_path: Path
+) -> None:
+    text = ""
+    for name, (tenant, role, agents) in (("a", ("acme", "run", '["coder"]')), ("b", other)):
+        text += f'[[certificate]]\nsubject = "dns={name}"\ntenant = "{tenant}"\nrole = "{role}"\n'
+        text += f"agents = {agents}\n" if agents else ""
+    (tmp_path / "access.toml").write_text(text)
+    access = AccessFile(tmp_path / "access.toml")
+    for names in (["dns=a", "dns=b"], ["dns=b", "dns=a"]):
+        if is_one:
+            assert access.authenticate(Credentials(certificate=names)).agents == frozenset(
+                {"coder"}
+            )
+        else:
+            with pytest.raises(Unauthenticated):
+                access.authenticate(Credentials(certificate=names))
+
+
 # --- JSON Web Tokens ------------------------------------------------------------------------------
 
 
