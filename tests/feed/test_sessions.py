@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from runlane_server.feed import session_topics, sessions
 from runlane_server.feed.feed import Feed
 from runlane_server.feed.sessions import QueueChanged, SessionChanged, SessionPlace, Snapshot, Step
 from runlane_server.store.base import NewSession, Store
-from runlane_server.store.lane_log import LaneChange, LaneEntry
+from runlane_server.store.lane_log import LaneChange, LaneEntry, end_of
 from support.asking import answer, ask, question, resume
 from support.session_reader import Picture, drain, in_order, run_events, streaming
 from support.staging import SECONDS
@@ -588,3 +589,34 @@ async def test_r50_key_of_the_run_is_that_of_its_tenant(store: Store) -> None:
         steps = await drain(stream)
         assert named(steps) == ["a: Started", "a: TextDelta"]
     assert await store.get_run(RunKey("other", "a")) is not None
+
+
+async def test_r50_commits_that_are_reported_in_another_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed, story = Feed(store), Story(store)
+    await story.accept("a")
+    await story.start()
+    with streaming(feed, "session") as stream:
+        await drain(stream)
+        await story.accept("b")
+        assert named(await drain(stream)) == ["b: Accepted"]
+        known = end_of(story.lane.version)
+        changes: list[LaneChange] = []
+        monkeypatch.setattr(feed, "on_lane", changes.append)
+        before = await store.get_session(story.key)
+        assert before is not None
+        assert await store.edit_session(story.key, before, replace(before, title="new"))
+        story.lane = await store.load_lane(story.key)
+        await story.finish()
+        monkeypatch.undo()
+        earlier, later = changes
+        feed.on_lane(later)
+        feed.on_lane(earlier)
+        # Memory must not hide what the later one has.
+        assert feed.sessions.read(story.key, known) != ()
+        steps = await drain(stream)
+        assert named(steps) == ["a: RunComplete"]
+        assert [it.session.title for it in items(steps, SessionChanged)] == ["new"]
+        await story.start()
+        assert named(await drain(stream)) == ["b: Started"]

@@ -253,6 +253,8 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
     ):
         texts[name], block = _token(tenant, name, role, expires)
         blocks.append(block)
+    texts["limited"], block = _token("acme", "limited", "run", None)
+    blocks.append(f'{block}\nagents = ["another"]')
     blocks.append(
         '[[certificate]]\nsubject = "uri=spiffe://acme/job"\ntenant = "acme"\nrole = "run"'
     )

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.core.transition import Lane
-from runlane_server.feed.tail import TailPool
+from runlane_server.feed.event_size import event_size
+from runlane_server.feed.tail import PAGE_BYTES, TailPool
 from runlane_server.store.base import Store
 from runlane_server.store.lane_log import LaneChange, LaneEntry, LanePlace, end_of
 
@@ -96,6 +97,16 @@ class SessionTopics:
         if change.version == 0:
             self._end(change.key, topic)
             return
+        if change.version < topic.version:
+            # Two connections of a store may report their commits in another order.
+            self._tails.drop(change.key)
+            topic.start = None
+        else:
+            self._add(change, topic)
+        for follower in topic.followers:
+            follower.wake()
+
+    def _add(self, change: LaneChange, topic: _Topic) -> None:
         if topic.start is None or topic.version != change.base:
             # Another node committed in between, or nothing was known yet. It may have deleted the
             # session, and the places of a later one say nothing about those of its followers.
@@ -105,10 +116,8 @@ class SessionTopics:
                 follower.doubt()
         topic.version = change.version
         for entry in change.entries:
-            size = len(getattr(entry.event.body, "text", ""))
+            size = event_size(entry.event.body)
             self._tails.add(change.key, entry.place, entry, size, topic.start)
-        for follower in topic.followers:
-            follower.wake()
 
     def on_version(self, key: SessionKey, version: int) -> None:
         """Notes the version of a lane that other nodes change too; 0: there is no session."""
@@ -140,7 +149,7 @@ class SessionTopics:
             return None
         if tail is None:
             return ()
-        return tail.read(after, PAGE_ENTRIES) if tail.covers(after) else None
+        return tail.read(after, PAGE_ENTRIES, PAGE_BYTES) if tail.covers(after) else None
 
     async def view(self, key: SessionKey) -> SessionView:
         """The session and its lane. All followers share one read for each version."""

@@ -27,15 +27,14 @@ from runlane_server.core.model import (
     TextDelta,
 )
 from runlane_server.core.transition import Lane, LaneRun
+from runlane_server.feed.event_size import event_size
 from runlane_server.feed.session_topics import PAGE_ENTRIES, SessionView
+from runlane_server.feed.tail import PAGE_BYTES
 from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.lane_log import LaneEntry, LanePlace, end_of, is_output
 
 if TYPE_CHECKING:
     from runlane_server.feed.feed import Feed, RunFollower
-
-PAGE_BYTES = 256 << 10
-"""Bytes of a page: of events from the store, or of a part of a snapshot."""
 
 PART_RUNS = 50
 """Waiting runs in a part of a snapshot, and in a page of changed ones."""
@@ -262,15 +261,17 @@ class SessionFollower:
             if ended:
                 return [self._end()]
         steps: list[Step] = []
-        while self._entries and len(steps) < PAGE_ENTRIES:
+        room = PAGE_BYTES
+        while self._entries and len(steps) < PAGE_ENTRIES and room > 0:
             entry = self._entries[0]
             if self._view is not None and entry.place > end_of(self._view.lane.version):
                 break
             output = await self._output_before(entry)
-            steps += output
             if not output:
                 self._entries.popleft()
-                steps.append(self._deliver(entry))
+                output = (self._deliver(entry),)
+            steps += output
+            room -= sum(map(_size, output))
         return steps
 
     async def _fill(self) -> bool:
@@ -507,6 +508,10 @@ class SessionStream:
         for follower in self._followers.values():
             follower.close()
         self._wakeup.close()
+
+
+def _size(step: Step) -> int:
+    return event_size(step.item.body) if isinstance(step.item, RunEvent) else 0
 
 
 def _at_version(session: Session | None, *, lane: Lane) -> Session | None:
