@@ -19,6 +19,7 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     RunState,
+    SessionKey,
     Started,
     TextDelta,
     ToolCall,
@@ -27,6 +28,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane
 from runlane_server.feed import session_topics, sessions
 from runlane_server.feed.feed import Feed
+from runlane_server.feed.session_topics import SessionView
 from runlane_server.feed.sessions import QueueChanged, SessionChanged, SessionPlace, Snapshot, Step
 from runlane_server.store.base import NewSession, Store
 from runlane_server.store.lane_log import LaneChange, LaneEntry, end_of
@@ -277,6 +279,29 @@ async def test_r50_poll_before_the_report_of_a_creation_ends_nothing(store: Stor
         steps = first + await drain(stream)
         assert named(steps) == ["a: Accepted", "a: Started"]
         assert all(it.session is not None for it in items(steps, SessionChanged))
+
+
+async def test_r50_what_another_node_commits_after_the_view_is_told_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed, story = Feed(store), Story(store)
+    await story.accept("a")
+    with streaming(feed, "session") as stream:
+        await drain(stream)
+        view = feed.sessions.view
+
+        async def late(key: SessionKey) -> SessionView:
+            found = await view(key)
+            monkeypatch.setattr(feed.sessions, "view", view)
+            await elsewhere(store, feed, story.accept("b"), story.start())
+            return found
+
+        monkeypatch.setattr(feed.sessions, "view", late)
+        feed.sessions.wake_all()
+        steps = await drain(stream)
+        assert named(steps) == ["b: Accepted", "a: Started"]
+        assert items(steps, QueueChanged)[-1].run_ids == ("b",)
+        assert items(steps, SessionChanged)[-1].active_run.run_id == "a"
 
 
 async def test_r50_queue_is_told_with_its_new_runs(store: Store) -> None:

@@ -403,10 +403,14 @@ class SessionFollower:
             if events:
                 return events
         view, self._view = self._view, None
-        return [
+        changes = [
             *await self._session_change(view.session, view.lane),
             *await self._queue_change(view.lane),
         ]
+        if self._entries:
+            # The view is older than they are, and another node's commit wakes nobody here.
+            self._has_changed = True
+        return changes or await self._read_events()
 
     async def _session_change(self, session: Session | None, lane: Lane) -> Sequence[Step]:
         now = _at_version(session, lane=lane)
