@@ -293,6 +293,42 @@ async def test_r35_a_turn_that_is_lost_on_its_way_starts_elsewhere_at_once(
     assert (end.state, end.attempt) == (RunState.COMPLETED, 2)
 
 
+async def test_r35_a_turn_that_its_worker_does_not_begin_starts_elsewhere(
+    hasty: ServerProcess, client: Client
+) -> None:
+    handle = await accept(client, "s", "hello")
+    async with RawWorker(hasty.address) as mute, RawWorker(hasty.address) as other:
+        await mute.offer(worker_id="mute")
+        assert (await mute.expect("turn")).attempt == 1
+        assert (await other.turn()).run_id == handle.run_id
+        await mute.expect("fenced")
+        await mute.send(begun=pb.WorkRequest.Begun())  # too late, and no mistake
+        await mute.offer(worker_id="mute")
+        await other.emit(1, "done")
+        await other.finish(1)
+        await other.acked(1)
+        again = await accept(client, "t", "hello")
+        assert (await mute.expect("turn")).run_id == again.run_id
+    end = await handle.completed(SECONDS)
+    assert (end.state, end.text) == (RunState.COMPLETED, "done")
+
+
+async def test_r35_a_turn_that_has_begun_may_take_longer_than_the_lease(
+    hasty: ServerProcess, client: Client
+) -> None:
+    slow = await accept(client, "s", "slow")
+    async with RawWorker(hasty.address) as worker, RawWorker(hasty.address) as mute:
+        await worker.turn()
+        # The lease of a turn that was given later is over.
+        await accept(client, "t", "hello")
+        await mute.offer()
+        await mute.expect("turn")
+        await mute.expect("fenced")
+        await worker.finish(0)
+        assert (await worker.expect("acked")).ended
+    assert (await slow.completed(SECONDS)).state == RunState.COMPLETED
+
+
 # --- Cancel and fold ------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ class Role(StrEnum):
     """`READ`, plus: answer input requests."""
 
     RUN = "run"
-    """`READ`, plus: accept runs, cancel runs, create sessions."""
+    """`READ`, plus: accept runs, cancel runs, create and change sessions."""
 
     OPERATOR = "operator"
     """`RUN` and `ANSWER`."""
