@@ -5,7 +5,8 @@ from __future__ import annotations
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import Accepted, RunKey, SessionKey, Started
 from runlane_server.feed.session_topics import PAGE_ENTRIES
-from runlane_server.feed.sessions import PAGE_BYTES, SessionPlace
+from runlane_server.feed.sessions import SessionPlace
+from runlane_server.feed.tail import PAGE_BYTES
 from runlane_server.store.base import Store
 from runlane_server.store.lane_log import LanePlace, is_output
 
