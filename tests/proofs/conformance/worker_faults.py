@@ -245,6 +245,8 @@ WORKER_FAULTS = (
                 "            await asyncio.wait(left, timeout=until - loop.time())\n",
                 "            await asyncio.wait(left)\n",
             ),
+            # Which would take the run away before a person notices.
+            Edit(EXECUTION, "self._start_timer(HandedBack(NOT_BEGUN))", "pass"),
         ),
         case="A worker that reads nothing",
     ),
