@@ -172,8 +172,11 @@ class SessionTopics:
             return ()
         return tail.read(after, PAGE_ENTRIES, PAGE_BYTES) if tail.covers(after) else None
 
-    async def view(self, key: SessionKey) -> SessionView:
-        """The session and its lane. All followers share one read for each version."""
+    async def view(self, key: SessionKey, reader: Follower | None = None) -> SessionView:
+        """The session and its lane. All followers share one read for each version.
+
+        The `reader` is a follower that takes what it returns for its position.
+        """
         topic = self._topics.get(key)
         if topic is None:
             return await read_view(self._store, key)
@@ -182,15 +185,23 @@ class SessionTopics:
         changes = topic.changes
         view = await read_view(self._store, key)
         if topic.changes == changes and view.lane.version >= topic.version:
-            self._share(key, topic, view)
+            self._share(key, topic, view, reader)
         return view
 
-    def _share(self, key: SessionKey, topic: _Topic, view: SessionView) -> None:
+    def _share(
+        self, key: SessionKey, topic: _Topic, view: SessionView, reader: Follower | None
+    ) -> None:
         """Shares a view that no change has overtaken, so that what follows is read from memory."""
-        if view.lane.version > topic.version:
-            # Followers that read before it have not seen what led to it.
-            self.on_version(key, view.lane.version)
-            topic.start = end_of(view.lane.version)
+        version = view.lane.version
+        if version > topic.version:
+            self._tails.drop(key)
+            topic.changes += 1
+            topic.version, topic.start = version, end_of(version)
+            # They have not seen what led to it.
+            for follower in topic.followers:
+                if follower is not reader:
+                    follower.doubt()
+                    follower.wake()
         topic.view = view
 
     def _end(self, key: SessionKey, topic: _Topic) -> None:

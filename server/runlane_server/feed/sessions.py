@@ -175,8 +175,8 @@ class SessionFollower:
 
     async def _snapshot(self) -> AsyncIterator[Step]:
         # Before the read: the lane may change during it.
-        self._has_changed = self._has_events = False
-        view = await self._feed.sessions.view(self.key)
+        self._has_changed = self._has_events = self._is_doubtful = False
+        view = await self._feed.sessions.view(self.key, self)
         session, lane = _at_version(view.session, lane=view.lane), view.lane
         active = lane.active
         self.at = SessionPlace(
@@ -392,7 +392,7 @@ class SessionFollower:
                 return []
             # Before the read: the lane may change during it.
             self._has_changed = False
-            view = await self._feed.sessions.view(self.key)
+            view = await self._feed.sessions.view(self.key, self)
             if self._has_been_removed:
                 return []  # it is due again
             if view.session is None:
