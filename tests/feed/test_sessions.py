@@ -28,7 +28,7 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane
 from runlane_server.feed import session_topics, sessions
 from runlane_server.feed.feed import Feed
-from runlane_server.feed.session_topics import SessionView
+from runlane_server.feed.session_topics import Follower, SessionView
 from runlane_server.feed.sessions import QueueChanged, SessionChanged, SessionPlace, Snapshot, Step
 from runlane_server.store.base import NewSession, Store
 from runlane_server.store.lane_log import LaneChange, LaneEntry, end_of
@@ -290,14 +290,15 @@ async def test_r50_what_another_node_commits_after_the_view_is_told_at_once(
         await drain(stream)
         view = feed.sessions.view
 
-        async def late(key: SessionKey) -> SessionView:
-            found = await view(key)
+        async def late(key: SessionKey, reader: Follower) -> SessionView:
+            found = await view(key, reader)
             monkeypatch.setattr(feed.sessions, "view", view)
             await elsewhere(store, feed, story.accept("b"), story.start())
             return found
 
         monkeypatch.setattr(feed.sessions, "view", late)
-        feed.sessions.wake_all()
+        # The poll is ahead of the view.
+        feed.sessions.on_version(story.key, story.lane.version + 2)
         steps = await drain(stream)
         assert named(steps) == ["b: Accepted", "a: Started"]
         assert items(steps, QueueChanged)[-1].run_ids == ("b",)

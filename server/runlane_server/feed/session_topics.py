@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from asyncio import Semaphore
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.core.transition import Lane
@@ -17,6 +21,10 @@ LANE_TAIL_BYTES = 16 << 20
 """Budget of the events of followed sessions in memory, of all tenants."""
 
 PAGE_ENTRIES = 256
+
+MAX_CATCHING_UP = 4
+"""Reads at the same time with which streams of a tenant catch up. A stream may have a thousand
+sessions, and a tenant many streams."""
 
 
 class Follower(Protocol):
@@ -52,6 +60,7 @@ class _Topic:
     version: int = 0
     start: LanePlace | None = None
     view: SessionView | None = None
+    changes: int = 0
 
 
 class SessionTopics:
@@ -60,6 +69,7 @@ class SessionTopics:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._topics: dict[SessionKey, _Topic] = {}
+        self._turns: WeakValueDictionary[str, Semaphore] = WeakValueDictionary()
         self._tails: TailPool[SessionKey, LaneEntry] = TailPool(
             lambda key: key.tenant, budget=LANE_TAIL_BYTES, entry_weight=512
         )
@@ -68,6 +78,15 @@ class SessionTopics:
     def followers(self) -> int:
         """The number of followers of all sessions."""
         return sum(len(topic.followers) for topic in self._topics.values())
+
+    @asynccontextmanager
+    async def catching_up(self, tenant: str) -> AsyncIterator[None]:
+        """Waits for a turn of the tenant to read a session that a stream has not caught up with."""
+        turns = self._turns.setdefault(tenant, Semaphore(MAX_CATCHING_UP))
+        async with turns:
+            # Other calls go on between two reads, also if the store answers at once.
+            await asyncio.sleep(0)
+            yield
 
     @property
     def keys(self) -> Sequence[SessionKey]:
@@ -93,6 +112,7 @@ class SessionTopics:
         topic = self._topics.get(change.key)
         if topic is None:
             return
+        topic.changes += 1
         topic.view = None
         if change.version == 0:
             self._end(change.key, topic)
@@ -126,6 +146,7 @@ class SessionTopics:
         if topic is None or topic.version == version:
             return
         self._tails.drop(key)
+        topic.changes += 1
         topic.version, topic.start, topic.view = version, None, None
         for follower in topic.followers:
             follower.doubt()
@@ -151,16 +172,37 @@ class SessionTopics:
             return ()
         return tail.read(after, PAGE_ENTRIES, PAGE_BYTES) if tail.covers(after) else None
 
-    async def view(self, key: SessionKey) -> SessionView:
-        """The session and its lane. All followers share one read for each version."""
+    async def view(self, key: SessionKey, reader: Follower | None = None) -> SessionView:
+        """The session and its lane. All followers share one read for each version.
+
+        The `reader` is a follower that takes what it returns for its position.
+        """
         topic = self._topics.get(key)
-        if topic is not None and topic.view is not None:
+        if topic is None:
+            return await read_view(self._store, key)
+        if topic.view is not None:
             return topic.view
-        version = -1 if topic is None else topic.version
+        changes = topic.changes
         view = await read_view(self._store, key)
-        if topic is not None and topic.version == version == view.lane.version:
-            topic.view = view
+        if topic.changes == changes and view.lane.version >= topic.version:
+            self._share(key, topic, view, reader)
         return view
+
+    def _share(
+        self, key: SessionKey, topic: _Topic, view: SessionView, reader: Follower | None
+    ) -> None:
+        """Shares a view that no change has overtaken, so that what follows is read from memory."""
+        version = view.lane.version
+        if version > topic.version:
+            self._tails.drop(key)
+            topic.changes += 1
+            topic.version, topic.start = version, end_of(version)
+            # They have not seen what led to it.
+            for follower in topic.followers:
+                if follower is not reader:
+                    follower.doubt()
+                    follower.wake()
+        topic.view = view
 
     def _end(self, key: SessionKey, topic: _Topic) -> None:
         for follower in topic.followers:

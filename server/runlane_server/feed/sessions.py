@@ -174,7 +174,9 @@ class SessionFollower:
     # --- The snapshot -------------------------------------------------------------------------
 
     async def _snapshot(self) -> AsyncIterator[Step]:
-        view = await self._feed.sessions.view(self.key)
+        # Before the read: the lane may change during it.
+        self._has_changed = self._has_events = self._is_doubtful = False
+        view = await self._feed.sessions.view(self.key, self)
         session, lane = _at_version(view.session, lane=view.lane), view.lane
         active = lane.active
         self.at = SessionPlace(
@@ -390,7 +392,7 @@ class SessionFollower:
                 return []
             # Before the read: the lane may change during it.
             self._has_changed = False
-            view = await self._feed.sessions.view(self.key)
+            view = await self._feed.sessions.view(self.key, self)
             if self._has_been_removed:
                 return []  # it is due again
             if view.session is None:
@@ -454,19 +456,29 @@ class SessionStream:
         relayed: Relayed,
     ) -> None:
         self._feed = feed
+        self._tenant = tenant
+        self._starts = starts
+        self._with_deltas = with_deltas
+        self._relayed = relayed
         self._wakeup = Wakeup()
         self._due: dict[str, None] = dict.fromkeys(starts)
-        self._followers = {
-            session_id: SessionFollower(
-                feed,
-                SessionKey(tenant, session_id),
-                start,
-                with_deltas=with_deltas,
+        # Made one by one as they are read: a thousand at once would hold up the other calls.
+        self._followers: dict[str, SessionFollower] = {}
+        self._new = set(starts)
+        """The sessions that it has not caught up with."""
+
+    def _follower(self, session_id: str) -> SessionFollower:
+        follower = self._followers.get(session_id)
+        if follower is None:
+            follower = self._followers[session_id] = SessionFollower(
+                self._feed,
+                SessionKey(self._tenant, session_id),
+                self._starts[session_id],
+                with_deltas=self._with_deltas,
                 on_wake=self._waker(session_id),
-                relayed=relayed,
+                relayed=self._relayed,
             )
-            for session_id, start in starts.items()
-        }
+        return follower
 
     def _waker(self, session_id: str) -> Callable[[], None]:
         def wake() -> None:
@@ -474,11 +486,6 @@ class SessionStream:
             self._wakeup.wake()
 
         return wake
-
-    @property
-    def places(self) -> Mapping[str, SessionPlace]:
-        """The position in each session."""
-        return {session_id: it.at for session_id, it in self._followers.items()}
 
     async def next(self, timeout: float) -> tuple[str, Sequence[Step]] | None:
         """The next steps of one session, or None after `timeout` seconds without any.
@@ -494,6 +501,7 @@ class SessionStream:
                 if steps:
                     self._due[session_id] = None
                     return session_id, steps
+                self._new.discard(session_id)
             self._feed.check_open()
             if self._wakeup.past(until):
                 return None
@@ -501,7 +509,10 @@ class SessionStream:
 
     async def _read(self, session_id: str) -> Sequence[Step]:
         try:
-            return await self._followers[session_id].read()
+            if session_id not in self._new:
+                return await self._follower(session_id).read()
+            async with self._feed.sessions.catching_up(self._tenant):
+                return await self._follower(session_id).read()
         except CursorCompacted as error:
             raise CursorCompacted(
                 error.message, metadata={**error.metadata, "session_id": session_id}
