@@ -258,8 +258,10 @@ class Executor:
 
         def command(lane: Lane, _: Micros) -> Transition[LaneRun | None]:
             active = lane.active
-            # Of a parked run no worker is at work.
-            if active is None or active.asking.parked or not self.can_continue(active):
+            # No worker is at work for a run that waits for input, or has left while it did. An
+            # agent that asked in its own process was one that workers did not execute then.
+            waits = active is not None and active.state is RunState.INPUT_REQUIRED
+            if active is None or waits or active.asking.parked or not self.can_continue(active):
                 return Transition(lane, reply=None)
             token = fence_of(self._store, lost.session, active)
             if fence is not None and not compare_digest(token.encode(), fence.encode()):
