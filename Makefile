@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 RUN_READY := $(VENV)/.run-ready
 # All but the extra `chat`, which is as large as the others together.
 RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop,web
+EXTRAS := $(RUN_EXTRAS),chat,acp,pytest
 LISTEN ?= 127.0.0.1:50051
 # A free port, so that the console is in nobody's way; HTTP=8080 fixes it.
 HTTP ?= 127.0.0.1:0
@@ -77,6 +78,9 @@ PROOFS := \
 	tests/webhooks/test_delivery.py \
 	tests/webhooks/test_nodes.py
 
+# Other versions of Python that are installed here.
+PYTHONS ?= $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9].*/bin/python /usr/bin/python3.1[2-9]))
+
 # The exceptions start a server process or PostgreSQL.
 FAST := $(addprefix tests/,access config core engine feed net project rpc) $(addprefix --ignore=,$(PROOFS)) \
 	--ignore=tests/access/test_quota_file.py -k 'not postgresql'
@@ -86,7 +90,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -111,6 +115,21 @@ test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
 
 test-polyglot: $(READY) ## Test quickstarts, workers and conformance clients in all languages, and the first-steps pages
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
+
+test-pythons: ## Run the tests of test-fast with each interpreter of PYTHONS
+	$(if $(PYTHONS),,$(error PYTHONS: no Python from 3.12 on was found; name some))
+	for python in $(PYTHONS); do \
+		venv=.cache/python-$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $$python -m venv $$venv \
+		&& $$venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' \
+		&& $$venv/bin/pytest -n $(JOBS) --dist worksteal $(FAST) || exit 1; \
+	done
+
+test-lowest: ## Run the tests of test-fast with the lowest versions of all dependencies
+	rm -rf .cache/lowest && $(PYTHON) -m venv .cache/lowest
+	.cache/lowest/bin/pip install --quiet --disable-pip-version-check uv
+	.cache/lowest/bin/uv pip install --quiet --python .cache/lowest --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	.cache/lowest/bin/uv pip install --quiet --python .cache/lowest pytest-asyncio pytest-timeout pytest-xdist hypothesis httpx2 PyYAML
+	.cache/lowest/bin/pytest -n $(JOBS) --dist worksteal $(filter-out tests/project,$(FAST))
 
 test-agents: $(READY) $(AGENTS:%=.cache/agents/%/.ready) ## Run real ACP agents against models of the tests; AGENTS names some
 	if unshare --net --map-root-user true 2>/dev/null; then \

@@ -82,7 +82,7 @@ func run(sessionID, prompt string) error {
 		if err != nil {
 			return err
 		}
-		switch event := message.Event.Event.(type) {
+		switch event := message.GetEvent().GetEvent().(type) {
 		case *pb.RunEvent_TextDelta_:
 			fmt.Print(event.TextDelta.Text)
 		case *pb.RunEvent_RunComplete:

@@ -25,7 +25,7 @@ from runlane_web import own
 from runlane_web.assets import asset
 from runlane_web.decode import decode, set_run_id
 from runlane_web.errors import Refused, from_error, invalid, to_response
-from runlane_web.grants import PREFIX, Grants, other_session
+from runlane_web.grants import PREFIX, Grants, expired, other_session
 from runlane_web.guard import MAX_OF_STRANGER, Bodies, Policy, declared_size
 from runlane_web.known import KnownTokens
 from runlane_web.routes import GET_RUN, LIST_AGENTS, MAX_BODY, Found, Route, find
@@ -174,10 +174,12 @@ class Gateway:
         upstream = await self._authorize(token, found.route, message)
         if found.route.streams:
             async with self._streams.place(self._grants.authority(token)):
-                await self._stream(request, send, found.route, message, upstream)
+                left = self._grants.seconds_left(token)
+                await self._stream(request, send, found.route, message, upstream, left=left)
         elif found.route.rpc.name in WAITS:
             async with self._streams.place(self._grants.authority(token)):
-                await self._wait(request, send, found.route, message, upstream)
+                left = self._grants.seconds_left(token)
+                await self._wait(request, send, found.route, message, upstream, left=left)
         else:
             done = await upstream.call(found.route, message)
             await _json(done)(request.scope, request.receive, send)
@@ -274,12 +276,20 @@ class Gateway:
         return message
 
     async def _stream(
-        self, request: Request, send: Send, route: Route, message: Proto, upstream: Upstream
+        self,
+        request: Request,
+        send: Send,
+        route: Route,
+        message: Proto,
+        upstream: Upstream,
+        *,
+        left: float | None,
     ) -> None:
+        """Streams to the caller, for `left` seconds at most."""
         last = request.headers.get("last-event-id")
         if last:
             resume_after(route, message, last)
-        stream = EventStream(upstream, route, message, resumed=bool(last))
+        stream = EventStream(upstream, route, message, resumed=bool(last), seconds=left)
         try:
             answer = await stream.response()
             await answer(request.scope, request.receive, send)
@@ -287,13 +297,23 @@ class Gateway:
             stream.close()
 
     async def _wait(
-        self, request: Request, send: Send, route: Route, message: Proto, upstream: Upstream
+        self,
+        request: Request,
+        send: Send,
+        route: Route,
+        message: Proto,
+        upstream: Upstream,
+        *,
+        left: float | None,
     ) -> None:
-        """Calls an rpc that waits, for as long as the caller is there."""
+        """Calls an rpc that waits, for as long as the caller is there; `left` seconds at most."""
         call = asyncio.create_task(upstream.call(route, message))
         gone = asyncio.create_task(_until_gone(request.receive))
         try:
-            await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
+            first = asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait({call, gone}, timeout=left, return_when=first)
+            if not done:
+                raise expired()
             if call.done():
                 await _json(call.result())(request.scope, request.receive, send)
         finally:

@@ -110,6 +110,16 @@ def other_session() -> Refused:
     return _denied("session_id: the token is for another session")
 
 
+def expired() -> Refused:
+    """The error of a grant that is not in force, or no longer."""
+    return Refused(
+        code_pb2.UNAUTHENTICATED,
+        "UNAUTHENTICATED",
+        "Authorization: the token has expired; ask for another",
+        field="Authorization",
+    )
+
+
 def _denied(message: str) -> Refused:
     return Refused(code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED", message)
 
@@ -150,13 +160,12 @@ class Grants:
         """Returns the grant of a token. Raises Refused if there is none in force."""
         grant = self._grants.get(token)
         if grant is None or grant.expires <= self._clock():
-            raise Refused(
-                code_pb2.UNAUTHENTICATED,
-                "UNAUTHENTICATED",
-                "Authorization: the token has expired; ask for another",
-                field="Authorization",
-            )
+            raise expired()
         return grant
+
+    def seconds_left(self, token: str) -> float | None:
+        """For how long a token may be used; None: the server decides. Raises Refused."""
+        return self.find(token).expires - self._clock() if token.startswith(PREFIX) else None
 
     def make_ticket(self, token: str, path: str) -> str:
         """Makes a ticket: it opens one path, once, as the holder of the token would.

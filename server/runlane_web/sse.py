@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
@@ -13,9 +13,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from runlane.errors import CursorCompacted, RunlaneError, Unavailable
-from runlane_web.errors import from_error, invalid, to_json, to_response
+from runlane_web.errors import Refused, from_error, invalid, to_json, to_response
+from runlane_web.grants import expired
 from runlane_web.routes import Route
 from runlane_web.upstream import Upstream
+
+ResultT = TypeVar("ResultT")
 
 PATIENCE = 1.0
 """Seconds that a new stream may stay silent before its answer begins. An error that comes until
@@ -74,21 +77,33 @@ class EventStream:
         request: The request; changed in place as events pass.
         resumed: True if the caller resumes an earlier stream. It then waits for a server that is
             away, since a browser gives up after an answer that is an error.
+        seconds: For how long the caller may read, from now; None: the server decides.
     """
 
     def __init__(
-        self, upstream: Upstream, route: Route, request: Message, *, resumed: bool
+        self,
+        upstream: Upstream,
+        route: Route,
+        request: Message,
+        *,
+        resumed: bool,
+        seconds: float | None = None,
     ) -> None:
         self._route = route
         self._request = request
         self._patient = resumed
+        self._until = None if seconds is None else _now() + seconds
         self._stream = upstream.follow(route, request, self._lost)
         self._first = asyncio.create_task(self._stream.read())
 
     async def response(self) -> Response:
-        """Waits for the first message or error, and returns the answer that fits."""
+        """Waits for the first message or error, and returns the answer that fits.
+
+        Raises Refused if the caller may read no longer.
+        """
+        left = PATIENCE if self._until is None else max(0.0, self._until - _now())
         try:
-            done, _ = await asyncio.wait({self._first}, timeout=PATIENCE)
+            done, _ = await asyncio.wait({self._first}, timeout=min(PATIENCE, left))
         except asyncio.CancelledError:
             self.close()
             raise
@@ -100,6 +115,7 @@ class EventStream:
         elif done and self._first.result() is None and not self._route.endless:
             # A browser reconnects after the end of a stream, except after this code.
             return Response(status_code=204)
+        self._check_time()
         self._patient = True
         return EventSourceResponse(
             self._events(),
@@ -125,11 +141,14 @@ class EventStream:
             yield _event("cursor_compacted", to_json(from_error(error)), oldest)
         except RunlaneError as error:
             yield _event("error", to_json(from_error(error)))
+        except Refused as error:
+            # A browser reconnects once, and gives up after the answer, which is an error then.
+            yield _event("error", to_json(error.status))
         finally:
             self.close()
 
     async def _messages(self) -> AsyncIterator[Message]:
-        message = await self._first
+        message = await self._in_time(lambda: self._first)
         while True:
             if message is not None:
                 position = event_id(self._route, message)
@@ -137,14 +156,38 @@ class EventStream:
                     resume_after(self._route, self._request, position)
                 yield message
             elif self._route.endless:
-                await self._stream.pause_or_raise(Unavailable("the server ended the stream"))
+                await self._in_time(self._reconnect)
             else:
                 return
-            message = await self._stream.read()
+            message = await self._in_time(self._stream.read)
+
+    async def _reconnect(self) -> None:
+        await self._stream.pause_or_raise(Unavailable("the server ended the stream"))
+
+    async def _in_time(self, wait: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Waits while the caller may read. Raises Refused after that."""
+        # A read that has its message already does not notice that its time is over.
+        self._check_time()
+        time = asyncio.timeout_at(self._until)
+        try:
+            async with time:
+                return await wait()
+        except TimeoutError:
+            if not time.expired():
+                raise
+            raise expired() from None
+
+    def _check_time(self) -> None:
+        if self._until is not None and _now() >= self._until:
+            raise expired()
 
     def _lost(self, error: RunlaneError) -> None:
         if not self._patient:
             raise error
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _event(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:

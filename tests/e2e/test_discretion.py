@@ -5,14 +5,19 @@ from __future__ import annotations
 import socket
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runlane import Client, RunlaneError, RunState
+from runlane.v1 import run_pb2
+from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
+from runlane_server.agents.worker.quarantine import WORKER_FAULTS, Fault
 from support.server import serving
 from support.staging import SECONDS, script
+from support.workers import RawWorker, accept, be_refused
 
 PLANTED = "xyzzy"
 """A marker that is part of every confidential input."""
@@ -74,6 +79,38 @@ async def test_confidential_input_is_in_no_log_and_no_metric(tmp_path: Path) -> 
     secret = token.rpartition("_")[2]
     assert PLANTED not in output
     assert secret not in output
+
+
+async def fail_much(address: str, client: Client) -> None:
+    """Ends runs of a worker with the marker in its errors and in content that is refused."""
+    result = run_pb2.ToolResult(tool_call_id=PLANTED, name=PLANTED, content=PLANTED)
+    events = [
+        pb.Event(tool_result=result),
+        pb.Event(custom=run_pb2.RunEvent.Custom(type=PLANTED, json=PLANTED)),
+        pb.Event(step=run_pb2.RunEvent.Step(key=PLANTED, result=f"[{PLANTED}")),
+    ]
+    fail = pb.WorkRequest.Fail(reason=PLANTED, message=f"{PLANTED} rejected")
+    messages: list[dict[str, Any]] = [{"fail": fail}] * WORKER_FAULTS
+    messages += [{"emit": pb.WorkRequest.Emit(number=1, events=[event])} for event in events]
+    async with RawWorker(address) as worker:
+        for n, message in enumerate(messages):
+            run = await accept(client, f"s {n}", PLANTED)
+            await worker.turn()
+            await worker.send(**message)
+            await worker.expect("acked" if "fail" in message else "fenced")
+            assert (await run.completed(SECONDS)).state is RunState.FAILED
+
+
+@pytest.mark.sqlite("the name of a store has nothing to do with it")
+async def test_what_workers_send_is_in_no_log(tmp_path: Path) -> None:
+    settings = ("--agent", "worker", "--log-level", "debug")
+    async with serving(tmp_path, *settings) as server, Client(server.address) as client:
+        await fail_much(server.address, client)
+        await be_refused(server.address, client)
+        assert await server.stop() == 0
+        assert PLANTED not in server.log
+        assert "worker gets no turns" in server.log
+        assert Fault.LOST in server.log
 
 
 @pytest.mark.sqlite("the name of a store has nothing to do with it")

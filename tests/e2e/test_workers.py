@@ -20,9 +20,10 @@ from runlane.worker import AgentError, BlockingTurn, Report, Turn, Usage, Worker
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
+from runlane_server.agents.worker.quarantine import CALLER_FAULTS
 from support.server import ServerProcess, clean_environment, serving
 from support.staging import SECONDS
-from support.workers import RawWorker, accept, resume_of, working
+from support.workers import RawWorker, accept, be_refused, resume_of, working
 
 AGENTS = ("--agent", "worker", "--agent", "coder=worker", "--agent", "own=echo")
 
@@ -290,6 +291,42 @@ async def test_r35_a_turn_that_is_lost_on_its_way_starts_elsewhere_at_once(
         assert (await other.expect("acked")).ended
     end = await handle.completed(SECONDS)
     assert (end.state, end.attempt) == (RunState.COMPLETED, 2)
+
+
+async def test_r35_a_turn_that_its_worker_does_not_begin_starts_elsewhere(
+    hasty: ServerProcess, client: Client
+) -> None:
+    handle = await accept(client, "s", "hello")
+    async with RawWorker(hasty.address) as mute, RawWorker(hasty.address) as other:
+        await mute.offer(worker_id="mute")
+        assert (await mute.expect("turn")).attempt == 1
+        assert (await other.turn()).run_id == handle.run_id
+        await mute.expect("fenced")
+        await mute.send(begun=pb.WorkRequest.Begun())  # too late, and no mistake
+        await mute.offer(worker_id="mute")
+        await other.emit(1, "done")
+        await other.finish(1)
+        await other.acked(1)
+        again = await accept(client, "t", "hello")
+        assert (await mute.expect("turn")).run_id == again.run_id
+    end = await handle.completed(SECONDS)
+    assert (end.state, end.text) == (RunState.COMPLETED, "done")
+
+
+async def test_r35_a_turn_that_has_begun_may_take_longer_than_the_lease(
+    hasty: ServerProcess, client: Client
+) -> None:
+    slow = await accept(client, "s", "slow")
+    async with RawWorker(hasty.address) as worker, RawWorker(hasty.address) as mute:
+        await worker.turn()
+        # The lease of a turn that was given later is over.
+        await accept(client, "t", "hello")
+        await mute.offer()
+        await mute.expect("turn")
+        await mute.expect("fenced")
+        await worker.finish(0)
+        assert (await worker.expect("acked")).ended
+    assert (await slow.completed(SECONDS)).state == RunState.COMPLETED
 
 
 # --- Cancel and fold ------------------------------------------------------------------------------
@@ -575,20 +612,24 @@ async def test_output_that_no_agent_may_emit_fails_the_run(
 # --- Faults of workers ------------------------------------------------------------------------
 
 
-async def fail_turn(worker: RawWorker) -> None:
-    """Takes a turn and fails it."""
-    turn = await worker.turn()
-    await worker.send(fail=pb.WorkRequest.Fail(reason="BROKEN", message=turn.run_id))
-    assert (await worker.expect("acked")).ended
-
-
-async def test_a_worker_that_fails_again_and_again_gets_turns_after_a_backoff(
+async def test_r32_a_worker_whose_agent_rejects_prompts_keeps_getting_turns(
     server: ServerProcess, client: Client
 ) -> None:
+    async with RawWorker(server.address) as worker:
+        for n in range(CALLER_FAULTS):
+            run = await accept(client, f"s {n}", "rejected")
+            await worker.turn()
+            await worker.send(fail=pb.WorkRequest.Fail(reason="REJECTED", message="no"))
+            assert (await worker.expect("acked")).ended
+            assert (await run.completed(SECONDS)).state == RunState.FAILED
+        assert "worker gets no turns" not in server.log
+
+
+async def test_a_worker_that_is_at_fault_again_and_again_gets_turns_after_a_backoff(
+    server: ServerProcess, client: Client
+) -> None:
+    await be_refused(server.address, client)
     async with RawWorker(server.address) as bad, RawWorker(server.address) as good:
-        for n in range(5):
-            await accept(client, f"bad {n}", "hello")
-            await fail_turn(bad)
         loop = asyncio.get_running_loop()
         since = loop.time()
         await bad.offer()  # first, but it has to wait
@@ -607,10 +648,8 @@ async def test_a_worker_that_fails_again_and_again_gets_turns_after_a_backoff(
 
 
 async def test_a_worker_that_waits_can_stop(server: ServerProcess, client: Client) -> None:
+    await be_refused(server.address, client)
     async with RawWorker(server.address) as bad:
-        for n in range(5):
-            await accept(client, f"bad {n}", "hello")
-            await fail_turn(bad)
         await bad.offer()
         await bad.send(hand_back=pb.WorkRequest.HandBack())
         assert (await bad.expect("acked")).ended
@@ -623,17 +662,7 @@ async def test_a_worker_that_waits_can_stop(server: ServerProcess, client: Clien
 async def test_an_attempt_whose_messages_are_refused_again_and_again_is_lost(
     server: ServerProcess, client: Client
 ) -> None:
-    handle = await accept(client, "s", "hello")
-    resume: dict[str, Any] = {}
-    for _ in range(5):
-        async with RawWorker(server.address) as worker:
-            if resume:
-                await worker.offer(**resume)
-                await worker.expect("acked")
-            else:
-                resume = {"resume": resume_of(await worker.turn())}
-            await worker.emit(3, "after a gap")
-            assert await worker.end() is grpc.StatusCode.INVALID_ARGUMENT
+    handle = await be_refused(server.address, client)
     end = await handle.completed(SECONDS)
     assert end.error is not None
     assert end.error.reason == "INTERRUPTED"

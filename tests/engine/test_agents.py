@@ -21,6 +21,7 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
+from runlane_server.engine.editing import SessionChange
 from runlane_server.store.base import Store
 from support.node import Node, running
 from support.staging import SECONDS, say, script, wait
@@ -162,6 +163,46 @@ async def test_r31_a_caller_may_use_only_the_agents_of_its_own(store: Store) -> 
                 await accept(session_id, agent)
         with pytest.raises(PermissionDenied):
             await node.coordinator.create_session("t", agent="b", allowed_agents=frozenset("a"))
+
+
+async def test_r31_a_session_gets_another_agent_while_its_lane_is_in_memory(store: Store) -> None:
+    async with running(store, agent=table(Named("a"), Named("b"))) as node:
+        await node.coordinator.create_session("s", agent="a")
+        assert await answer(node, "s") == "a"
+
+        async def accept(agent: str, *, reserved: bool) -> str:
+            change = SessionChange(agent=agent)
+            if not reserved:
+                await node.coordinator.update_session("s", change)
+            with node.coordinator.begin_accepted("s") as accepted:
+                if reserved:  # the lane stays in its mailbox
+                    await node.coordinator.update_session("s", change)
+                acceptance = await node.coordinator.run_accepted(
+                    accepted,
+                    RunRequest(accepted.run_id, Prompt("x")),
+                    allowed_agents=frozenset({agent}),
+                )
+            await node.end(acceptance.run.run_id)
+            await node.coordinator._lanes.wait_settled()
+            return acceptance.run.agent
+
+        # A lane from before the change would be refused: the caller may not use its agent.
+        assert await accept("b", reserved=True) == "b"
+        assert await accept("a", reserved=False) == "a"
+        await node.coordinator.update_session("s", SessionChange(agent="b"))
+        assert await answer(node, "s") == "b"
+
+
+async def test_r31_a_caller_gives_a_session_only_an_agent_of_its_own(store: Store) -> None:
+    async with running(store, agent=table(Named("a"), Named("b"))) as node:
+        await node.coordinator.create_session("s", agent="a")
+        with pytest.raises(PermissionDenied, match="may not use the agent"):
+            await node.coordinator.update_session(
+                "s", SessionChange(title="new", agent="b"), allowed_agents=frozenset({"a"})
+            )
+        session = await store.get_session(SessionKey(DEFAULT_TENANT, "s"))
+        assert session is not None
+        assert (session.title, session.agent) == ("", "a")
 
 
 async def test_r26_a_fold_joins_a_turn_of_the_same_agent_only(store: Store) -> None:

@@ -7,11 +7,16 @@ import asyncio
 import pytest
 
 from engine.test_recent import Counting
+from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.core.errors import SessionBusy
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import Prompt, RunRequest, RunState, WhenBusy
+from runlane_server.core.model import Prompt, RunRequest, RunState, SessionKey, WhenBusy
+from runlane_server.core.transition import Lane
 from runlane_server.engine import lane_cache
+from runlane_server.engine.lane_cache import LaneCache, LaneOrigin
+from runlane_server.engine.mailbox import Mailbox
 from runlane_server.store.base import Store
+from runlane_server.store.memory.store import MemoryStore
 from support.node import Node, running
 
 MANY = 200
@@ -107,3 +112,17 @@ async def test_r29_a_burst_on_a_session_wrongly_assumed_new_starts_one_run(
         for run in burst:
             assert (await node.end(run.run_id)).state is RunState.COMPLETED
     assert not await store.busy_sessions()
+
+
+async def test_a_lane_that_changes_while_it_is_loaded_is_loaded_again() -> None:
+    mailbox, key = Mailbox(), SessionKey(DEFAULT_TENANT, "s")
+
+    class Changing(MemoryStore):
+        async def load_lane(self, key: SessionKey) -> Lane:
+            lane = await super().load_lane(key)
+            mailbox.is_outdated = True  # as `Lanes.invalidate` does
+            return lane
+
+    cache = LaneCache(Changing())
+    origins = [(await cache.load(key, mailbox, creates=False))[1] for _ in range(2)]
+    assert origins == [LaneOrigin.LOADED] * 2

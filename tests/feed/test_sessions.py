@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from runlane_server.core.model import (
     RunEvent,
     RunKey,
     RunState,
+    SessionKey,
     Started,
     TextDelta,
     ToolCall,
@@ -26,9 +28,10 @@ from runlane_server.core.model import (
 from runlane_server.core.transition import Lane
 from runlane_server.feed import session_topics, sessions
 from runlane_server.feed.feed import Feed
+from runlane_server.feed.session_topics import SessionView
 from runlane_server.feed.sessions import QueueChanged, SessionChanged, SessionPlace, Snapshot, Step
 from runlane_server.store.base import NewSession, Store
-from runlane_server.store.lane_log import LaneEntry
+from runlane_server.store.lane_log import LaneChange, LaneEntry, end_of
 from support.asking import answer, ask, question, resume
 from support.session_reader import Picture, drain, in_order, run_events, streaming
 from support.staging import SECONDS
@@ -193,6 +196,112 @@ async def test_r51_session_that_was_deleted_and_created_again_meanwhile(store: S
         steps = await drain(stream)
         assert steps[0].item == SessionChanged(None, None)
         assert named(steps) == ["b: Accepted", "b: Started", "b: RunComplete"]
+
+
+async def elsewhere(store: Store, feed: Feed, *steps: Coroutine[Any, Any, Any]) -> None:
+    """What another node of the store commits: this one is told nothing."""
+    store.listener = None
+    for step in steps:
+        await step
+    store.listener = feed
+
+
+@pytest.mark.parametrize("polled", ["", "before", "after", "late"])
+@pytest.mark.parametrize("made_there", range(5))
+async def test_r51_session_that_another_node_deletes_and_either_node_makes_again(
+    store: Store, made_there: int, polled: str
+) -> None:
+    """The new one has fewer versions than the old one, as many, or more."""
+    feed, story = Feed(store), Story(store)
+    await story.accept("a")
+    with streaming(feed, "session") as stream:
+        await drain(stream)
+        await story.start()
+        await story.finish()
+        steps = await drain(stream)
+        old = steps[-1].at.created_at
+        await elsewhere(store, feed, story.remove())
+        if polled == "before":
+            feed.sessions.on_version(story.key, 0)
+        story.lane, story.now = Lane(story.key), story.now + 50
+        await elsewhere(store, feed, *(story.accept(f"t{n}") for n in range(made_there)))
+        if polled == "after":
+            feed.sessions.on_version(story.key, story.lane.version)
+        await story.accept("c", "d")
+        if polled == "late":
+            # Read before the last commits of this node.
+            feed.sessions.on_version(story.key, made_there)
+        again = await drain(stream)
+        ended = again.index(Step(SessionChanged(None, None), SessionPlace()))
+        # As many versions look like none in between, until the session is read.
+        assert ended == 0 or made_there == 3
+        again = again[ended:]
+        assert named(again) == [
+            f"{it.event.run_id}: {type(it.event.body).__name__}" for it in await whole_log(story)
+        ]
+        session = await store.get_session(story.key)
+        assert session is not None
+        assert {step.at.created_at for step in again[1:]} == {session.created_at} != {old}
+        run = await story.start()
+        assert named(await drain(stream)) == [f"{run.run_id}: Started"]
+
+
+@pytest.mark.parametrize("made_there", [1, 2, 4])
+async def test_r51_session_that_another_node_deletes_and_makes_again(
+    store: Store, made_there: int
+) -> None:
+    feed, story = Feed(store), Story(store)
+    await story.accept("a")
+    with streaming(feed, "session") as stream:
+        await drain(stream)
+        await story.start()
+        await story.finish()
+        await drain(stream)
+        await elsewhere(store, feed, story.remove())
+        story.lane, story.now = Lane(story.key), story.now + 50
+        await elsewhere(store, feed, *(story.accept(f"t{n}") for n in range(made_there)))
+        feed.sessions.on_version(story.key, made_there)
+        again = await drain(stream)
+        assert again[0] == Step(SessionChanged(None, None), SessionPlace())
+        assert named(again) == [f"t{n}: Accepted" for n in range(made_there)]
+
+
+async def test_r50_poll_before_the_report_of_a_creation_ends_nothing(store: Store) -> None:
+    feed, story = Feed(store), Story(store)
+    with streaming(feed, "session") as stream:
+        await drain(stream)
+        # The other nodes' commits are looked for between a commit and its report.
+        await elsewhere(store, feed, story.accept("a"))
+        feed.sessions.on_version(story.key, 1)
+        first = await drain(stream)
+        feed.on_lane(LaneChange(story.key, 0, 1, await run_events(store, "a")))
+        await story.start()
+        steps = first + await drain(stream)
+        assert named(steps) == ["a: Accepted", "a: Started"]
+        assert all(it.session is not None for it in items(steps, SessionChanged))
+
+
+async def test_r50_what_another_node_commits_after_the_view_is_told_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed, story = Feed(store), Story(store)
+    await story.accept("a")
+    with streaming(feed, "session") as stream:
+        await drain(stream)
+        view = feed.sessions.view
+
+        async def late(key: SessionKey) -> SessionView:
+            found = await view(key)
+            monkeypatch.setattr(feed.sessions, "view", view)
+            await elsewhere(store, feed, story.accept("b"), story.start())
+            return found
+
+        monkeypatch.setattr(feed.sessions, "view", late)
+        feed.sessions.wake_all()
+        steps = await drain(stream)
+        assert named(steps) == ["b: Accepted", "a: Started"]
+        assert items(steps, QueueChanged)[-1].run_ids == ("b",)
+        assert items(steps, SessionChanged)[-1].active_run.run_id == "a"
 
 
 async def test_r50_queue_is_told_with_its_new_runs(store: Store) -> None:
@@ -505,3 +614,34 @@ async def test_r50_key_of_the_run_is_that_of_its_tenant(store: Store) -> None:
         steps = await drain(stream)
         assert named(steps) == ["a: Started", "a: TextDelta"]
     assert await store.get_run(RunKey("other", "a")) is not None
+
+
+async def test_r50_commits_that_are_reported_in_another_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed, story = Feed(store), Story(store)
+    await story.accept("a")
+    await story.start()
+    with streaming(feed, "session") as stream:
+        await drain(stream)
+        await story.accept("b")
+        assert named(await drain(stream)) == ["b: Accepted"]
+        known = end_of(story.lane.version)
+        changes: list[LaneChange] = []
+        monkeypatch.setattr(feed, "on_lane", changes.append)
+        before = await store.get_session(story.key)
+        assert before is not None
+        assert await store.edit_session(story.key, before, replace(before, title="new"))
+        story.lane = await store.load_lane(story.key)
+        await story.finish()
+        monkeypatch.undo()
+        earlier, later = changes
+        feed.on_lane(later)
+        feed.on_lane(earlier)
+        # Memory must not hide what the later one has.
+        assert feed.sessions.read(story.key, known) != ()
+        steps = await drain(stream)
+        assert named(steps) == ["a: RunComplete"]
+        assert [it.session.title for it in items(steps, SessionChanged)] == ["new"]
+        await story.start()
+        assert named(await drain(stream)) == ["b: Started"]

@@ -35,7 +35,7 @@ def test_a_tenant_below_its_share_loses_nothing_whatever_another_writes() -> Non
     quiet = tails.get(("quiet", 0))
     assert quiet is not None
     assert quiet.covers(0)
-    assert list(quiet.read(0, 1000)) == list(range(1, 100))
+    assert list(quiet.read(0, 1000, BUDGET)) == list(range(1, 100))
 
 
 def test_shares_are_equal_with_many_noisy_tenants() -> None:
@@ -48,7 +48,7 @@ def test_shares_are_equal_with_many_noisy_tenants() -> None:
         tails.add((f"noisy {place % 10}", 0), place, place, 100, 0)
     quiet = tails.get(("quiet", 0))
     assert quiet is not None
-    assert len(quiet.read(0, 1000)) == kept
+    assert len(quiet.read(0, 1000, BUDGET)) == kept
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60_000)), max_size=60))
@@ -68,7 +68,7 @@ def test_the_budget_holds_and_a_tail_never_claims_what_it_evicted(
         assert tail is not None
         for after in range(len(added) + 1):
             if tail.covers(after):
-                assert list(tail.read(after, 1000)) == [at for at in places if at > after]
+                assert list(tail.read(after, 1000, BUDGET)) == [at for at in places if at > after]
     for key in texts:
         tails.drop(key)
     assert len(tails) == 0

@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
+
 from polyglot.program import SECONDS
 from runlane import Client, CursorCompacted, RunState
+from runlane.v1 import run_service_pb2, run_service_pb2_grpc
 from support.server import ServerProcess, serving
 
 SCRIPTED = ("--store", "sqlite:///runlane.db", "--agent", "scripted")
@@ -71,6 +74,17 @@ async def say(client: Client, prompt: str = "hello", *, session: str = "by-hand"
     handle = await client.run_accepted(session, prompt, allow_missing=True)
     await handle.completed(SECONDS)
     return handle.run_id
+
+
+async def pass_marks(address: str, run_id: str, count: int = 4) -> None:
+    """Waits until every stream of an idle run has sent marks: counts those of a new stream."""
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(SECONDS):
+        runs = run_service_pb2_grpc.RunServiceStub(channel)
+        request = run_service_pb2.SubscribeRunRequest(run_id=run_id)
+        async for message in runs.SubscribeRun(request):
+            count -= message.HasField("progress")
+            if count == 0:
+                return
 
 
 async def runs_of(client: Client, session: str) -> dict[str, RunState]:

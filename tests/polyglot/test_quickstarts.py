@@ -10,7 +10,16 @@ import pytest
 from polyglot.program import Programs
 from polyglot.projects import EXAMPLES, Quickstart, first_block
 from polyglot.proxy import Proxy
-from polyglot.serving import becomes, gated, guarded, open_gate, runs_of, script, scripted
+from polyglot.serving import (
+    becomes,
+    gated,
+    guarded,
+    open_gate,
+    pass_marks,
+    runs_of,
+    script,
+    scripted,
+)
 from runlane import Client, RunState, Unauthenticated
 
 SECRET = "not-to-be-seen"  # noqa: S105 - no server knows it
@@ -49,6 +58,19 @@ async def test_quickstart_streams_text_while_the_run_is_active(
         await open_gate(client, "g")
         await program.exits(0)
     assert program.out.text == "grün ended\n"
+
+
+async def test_quickstart_passes_over_the_progress_marks_of_an_idle_run(
+    quickstarts: Programs, folder: Path
+) -> None:
+    async with scripted(folder, "--progress-interval", "50ms") as (server, client):
+        program = await quickstarts.launch("s", gated("g"), env=server_at(server.address))
+        await program.prints("begun ")
+        (run_id,) = await runs_of(client, "s")
+        await pass_marks(server.address, run_id)
+        await open_gate(client, "g")
+        await program.exits(0)
+    assert program.out.text == "begun ended\n"
 
 
 async def test_quickstart_reports_a_failed_run(quickstarts: Programs, folder: Path) -> None:

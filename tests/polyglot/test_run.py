@@ -7,7 +7,15 @@ from pathlib import Path
 
 from polyglot.program import Programs
 from polyglot.proxy import Proxy
-from polyglot.serving import becomes_compacted, gated, open_gate, runs_of, script, scripted
+from polyglot.serving import (
+    becomes_compacted,
+    gated,
+    open_gate,
+    pass_marks,
+    runs_of,
+    script,
+    scripted,
+)
 from runlane import RunState
 
 DEAD_CONNECTION = 50.0
@@ -41,6 +49,20 @@ async def test_c7_run_resumes_a_broken_stream_after_the_last_event(
             await open_gate(client, f"g{n}")
         await program.exits(0)
     assert program.out.text == "said 0, grün said 1, grün said 2, grün \n"
+
+
+async def test_c7_run_passes_over_the_progress_marks_of_an_idle_run(
+    programs: Programs, folder: Path
+) -> None:
+    async with scripted(folder, "--progress-interval", "50ms") as (server, client):
+        program = await programs.start("run", "s", gated("g"), target=server.address)
+        await program.prints("begun ")
+        (run_id,) = await runs_of(client, "s")
+        await pass_marks(server.address, run_id)
+        await open_gate(client, "g")
+        await program.exits(0)
+    assert program.out.text == "begun ended\n"
+    assert not any(line.startswith("reconnecting") for line in program.err.lines)
 
 
 async def test_c7_long_text_is_complete_after_several_broken_connections(

@@ -33,12 +33,18 @@ def of_tenant(owner: type, function: str, detected_by: str = "strangers") -> Rem
     return Removed(name, owner, function, TENANT, THEIRS, detected_by)
 
 
+def of_agents(owner: type, function: str) -> Removed:
+    """A handler that ignores the limit of its caller to some agents."""
+    name = f"{function} ignores the agents of the caller"
+    return Removed(name, owner, function, "CALLER.get().agents", "None", "agents")
+
+
 REMOVED = (
     Removed(
         "the role is ignored",
         control.AccessControl,
         "permit",
-        "not is_allowed(caller.role, method)",
+        "not any(is_allowed(role, method) for role in caller.roles)",
         "False",
         "roles",
     ),
@@ -233,8 +239,8 @@ REMOVED = (
         "a missing role means read",
         jwts.JwtVerifier,
         "_caller",
-        "if role is None:",
-        "role = role or Role.READ\n        if False:",
+        "if not roles:",
+        "roles = roles or [Role.READ]\n        if False:",
         "jwt_is_verified",
     ),
     Removed(
@@ -417,4 +423,7 @@ REMOVED = (
         'SessionKey("acme", request.session_id)',
         "same_names",
     ),
+    of_agents(RunService, "RunAccepted"),
+    of_agents(SessionService, "CreateSession"),
+    of_agents(SessionService, "UpdateSession"),
 )

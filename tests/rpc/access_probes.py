@@ -21,7 +21,7 @@ from rpc.probe_authentication import (
 )
 from rpc.probe_base import Probe
 from rpc.probe_open_calls import broken_file, expires_meanwhile, moved, revoked, slow_reader
-from rpc.probe_tenants import cursors, feeds, lists, same_names, same_path, strangers
+from rpc.probe_tenants import agents, cursors, feeds, lists, same_names, same_path, strangers
 
 PROBES: Mapping[str, Probe] = {
     probe.__name__: probe
@@ -40,6 +40,7 @@ PROBES: Mapping[str, Probe] = {
         same_names,
         lists,
         cursors,
+        agents,
         feeds,
         same_path,
         revoked,

@@ -72,6 +72,7 @@ RIGHTS: Mapping[str, frozenset[str]] = {
     "run": frozenset({"read", "run"}),
     "operator": frozenset({"read", "answer", "run"}),
     "webhooks": frozenset({"read", "webhooks"}),
+    "work": frozenset(),
     "admin": frozenset({"read", "answer", "run", "webhooks", "admin"}),
 }
 """The documented rights of each role: who starts runs does not answer their questions."""

@@ -7,11 +7,13 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
 
 from rpc.probe_base import RUNS, SESSIONS
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as runs_pb
+from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane_server.access.caller import CALLER
 from runlane_server.store.memory.store import MemoryStore
 from support.callers import (
@@ -152,3 +154,35 @@ def _recording(
         return await function(*args, **kwargs)
 
     return recorded
+
+
+async def agents(folder: Path) -> None:
+    """A caller that is limited to some agents cannot make a run or a session use another one."""
+    async with guarded(folder) as world:
+        shown = world.shown("limited")
+        wanted: tuple[tuple[str, Any], ...] = (
+            (RUNS + "RunAccepted", runs_pb.RunAcceptedRequest(session_id="s-theirs", prompt="[]")),
+            (
+                SESSIONS + "CreateSession",
+                sessions_pb.CreateSessionRequest(session_id="mine", agent="default"),
+            ),
+            (
+                SESSIONS + "UpdateSession",
+                sessions_pb.UpdateSessionRequest(
+                    session_id="s-theirs",
+                    agent="default",
+                    update_mask=FieldMask(paths=["agent"]),
+                ),
+            ),
+        )
+        for method, asked in wanted:
+            found = await world.ask(method, asked, shown)
+            assert (found.code, found.reason) == (
+                StatusCode.PERMISSION_DENIED,
+                "PERMISSION_DENIED",
+            ), method
+        get = SESSIONS + "GetSession"
+        kept = await world.ask(get, request(get), shown)
+        assert not kept.answer.session.agent
+        method, asked = wanted[-1]
+        assert (await world.ask(method, asked, world.shown("run"))).code is StatusCode.OK

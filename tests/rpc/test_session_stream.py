@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from runlane.v1 import run_pb2, run_service_pb2
 from runlane.v1 import session_service_pb2 as pb
@@ -17,6 +18,8 @@ from support.rpc_wire import Wire, over_any_store, refused, serving
 from support.staging import SECONDS, say, script, wait
 
 pytestmark = over_any_store
+
+on_all_stores = pytest.mark.stores("memory", "sqlite", "postgresql")
 
 LONG_AFTER = 1 << 60
 
@@ -267,3 +270,90 @@ async def test_deltas_are_sent_on_request(with_deltas: bool) -> None:
             kinds.append(answer.run_event.event.WhichOneof("event"))
         assert ("text_delta" in kinds) is with_deltas
         call.cancel()
+
+
+async def changes(reader: Reader, title: str) -> list[pb.SubscribeSessionResponse]:
+    """Reads up to a progress mark after the session has a title; returns its changes."""
+    found: list[pb.SubscribeSessionResponse] = []
+    while not found or found[-1].session_changed.session.title != title:
+        found.append(await reader.until("session_changed"))
+    while not reader.seen[-1].HasField("progress"):
+        if (await reader.read()).HasField("session_changed"):
+            found.append(reader.seen[-1])
+    return found
+
+
+async def edit(wire: Wire, title: str, **fields: Any) -> None:
+    mask = FieldMask(paths=["title", *fields])
+    await wire.sessions.UpdateSession(
+        pb.UpdateSessionRequest(session_id="s", title=title, update_mask=mask, **fields)
+    )
+
+
+@on_all_stores
+async def test_r50_a_change_of_a_session_is_reported_once() -> None:
+    async with serving(progress_interval=0.05) as wire:
+        await wire.sessions.CreateSession(pb.CreateSessionRequest(session_id="s", title="old"))
+        reader = Reader(wire, "s")
+        await reader.until("snapshot")
+        await edit(wire, "new", metadata={"k": "v"}, agent="default")
+        (told,) = await changes(reader, "new")
+        session = told.session_changed.session
+        assert (session.title, dict(session.metadata), session.agent) == (
+            "new",
+            {"k": "v"},
+            "default",
+        )
+        found = await wire.sessions.GetSession(pb.GetSessionRequest(session_id="s"))
+        assert session == found.session
+        await edit(wire, "new")  # what it is already
+        await edit(wire, "newer")
+        assert len(await changes(reader, "newer")) == 1
+        reader.call.cancel()
+
+
+@on_all_stores
+async def test_r51_a_change_of_a_session_is_reported_after_a_resume() -> None:
+    async with serving(progress_interval=0.05) as wire:
+        await accept(wire, say("x"), run_id="a")
+        reader = Reader(wire, "s")
+        await reader.until("snapshot")
+        while not reader.seen[-1].HasField("progress"):
+            await reader.read()
+        cursor = [it.cursor for it in reader.seen if it.cursor][-1]
+        reader.call.cancel()
+        await edit(wire, "new")
+        again = Reader(wire, "s", cursors=[cursor])
+        (told,) = await changes(again, "new")
+        again.call.cancel()
+        last = Reader(wire, "s", cursors=[told.cursor])
+        await changes(last, "new")
+        assert not again.events
+        assert not last.events
+        last.call.cancel()
+
+
+@on_all_stores
+async def test_r52_a_change_of_a_session_has_its_place_among_its_runs() -> None:
+    async with serving(progress_interval=0.05) as wire:
+        await accept(wire, say("1"), wait("go"), say("2"), run_id="a")
+        await has_text(wire, "a")
+        reader = Reader(wire, "s")
+        await reader.until("snapshot")
+        await accept(wire, say("3"), run_id="b")
+        await edit(wire, "new")
+        assert sum(it.session_changed.session.title == "new" for it in await changes(reader, "new"))
+        assert [it[:2] for it in reader.events] == [("b", "accepted")]
+        wire.latches.open("go")
+        while ("b", "run_complete") not in [it[:2] for it in reader.events]:
+            await reader.until("run_event")
+        # The run and the lane go on: nothing was fenced off or repeated.
+        assert reader.events == [
+            ("b", "accepted", 1),
+            ("a", "text_delta", 4),
+            ("a", "run_complete", 5),
+            ("b", "started", 2),
+            ("b", "text_delta", 3),
+            ("b", "run_complete", 4),
+        ]
+        reader.call.cancel()

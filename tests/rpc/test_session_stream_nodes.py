@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from rpc.test_session_stream import Reader, accept
+from rpc.test_session_stream import Reader, accept, edit
 from runlane_server.core.limits import Limits
 from runlane_server.store.open import StoreUrl, open_store
 from support.rpc_wire import Wire, serving
@@ -87,4 +87,23 @@ async def test_r50_a_session_that_another_node_deletes_and_makes_again(postgres_
             ("b", "text_delta"),
             ("b", "run_complete"),
         ]
+        reader.call.cancel()
+
+
+async def test_r50_a_session_that_another_node_changes(postgres_url: str) -> None:
+    async with two(postgres_url) as (works, serves):
+        await accept(works, wait("go"), say("x"), run_id="a")
+        await works.latches.reached("go")
+        reader = Reader(serves, "s")
+        await reader.until("snapshot")
+        # On the node that serves the stream: the one that works has the lane in memory.
+        await edit(serves, "one")
+        told = await reader.until("session_changed")
+        assert told.session_changed.session.title == "one"
+        await edit(works, "two")
+        told = await reader.until("session_changed")
+        assert told.session_changed.session.title == "two"
+        works.latches.open("go")
+        await reader.until("run_event", "run_complete")
+        assert reader.events == [("a", "text_delta", 3), ("a", "run_complete", 4)]
         reader.call.cancel()

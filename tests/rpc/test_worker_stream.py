@@ -22,8 +22,9 @@ from runlane_server.agents.worker.messages import (
     Joined,
     Transcript,
 )
+from runlane_server.agents.worker.quarantine import WORKER_FAULTS
 from runlane_server.agents.worker.slot import Slot
-from runlane_server.agents.worker.turn import AttemptEnd, KeptStep
+from runlane_server.agents.worker.turn import AttemptEnd, AttemptLost, HandedBack, KeptStep
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import InvalidArgument
 from runlane_server.core.input import InputRequest
@@ -253,3 +254,33 @@ async def test_r34_a_worker_that_returns_after_its_end_may_repeat_its_output() -
     assert execution.turn.emitted == [TextDelta("a"), TextDelta("b")]  # type: ignore[attr-defined]
     with pytest.raises(InvalidArgument, match="after the end of the turn"):
         await slot.emit(2, [TextDelta("b"), TextDelta("c")])
+
+
+# --- Faults ---------------------------------------------------------------------------------------
+
+ENDS: dict[str, tuple[AgentError | None, int]] = {
+    "the agent rejects the prompt": (AgentError("no", reason="REJECTED"), WORKER_FAULTS - 1),
+    "the content is refused": (AgentError("Custom.json is no JSON value"), WORKER_FAULTS - 1),
+    "the attempt is lost": (AttemptLost("lost"), WORKER_FAULTS),
+    "the turn is lost on its way": (HandedBack("lost"), WORKER_FAULTS),
+    "it completes": (None, 0),
+}
+"""How a turn ends, and the faults of a worker that had all but one before."""
+
+
+@pytest.mark.parametrize("name", ENDS)
+async def test_r32_only_a_loss_counts_as_a_fault_and_only_a_completed_run_clears_them(
+    name: str,
+) -> None:
+    error, faults = ENDS[name]
+    workers, slot = Workers(), Slot("default", Downstream(), "token")
+    slot.worker_id = "w"
+    execution = Execution(LocalDurableTurn(), "default", lease=60)
+    execution.assign(slot)
+    for _ in range(WORKER_FAULTS - 1):
+        workers.quarantine.add("default", "token", "w")
+    workers.judge(execution, error)
+    assert workers.quarantine.barred == (faults == WORKER_FAULTS)
+    if faults < WORKER_FAULTS:
+        workers.quarantine.add("default", "token", "w")
+        assert workers.quarantine.barred == (faults == WORKER_FAULTS - 1)

@@ -549,6 +549,25 @@ async def test_r31_agents_of_sessions_and_runs_are_kept(store: Store, story: Sto
     assert run.agent == "a"
 
 
+async def test_an_edit_leads_the_lane_to_its_next_version(store: Store, story: Story) -> None:
+    await store.create_session(NewSession(story.key, START))
+    before = await store.get_session(story.key)
+    lane = await store.load_lane(story.key)
+    assert before is not None
+    after = replace(before, title="new")
+    assert await store.edit_session(story.key, before, after)
+    edited = await store.load_lane(story.key)
+    assert edited == lane._replace(version=lane.version + 1)
+    assert not await store.edit_session(story.key, before, after)
+    assert (await store.load_lane(story.key)).version == edited.version
+    # A commit that was decided before it is refused.
+    story.lane = lane
+    with pytest.raises(Stale):
+        await story.accept("a")
+    story.lane = edited
+    await story.accept("a")
+
+
 async def test_session_adds_up_usage(store: Store, story: Story) -> None:
     await story.play("a", answer("x", Usage(1, 2, 3, 4, 5)))
     await story.play("b", answer("x", Usage(10, 20, 30, 40, 50)))

@@ -32,6 +32,7 @@ from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane.v1 import webhook_service_pb2 as webhooks_pb
 from runlane_server.access import tokens
+from runlane_server.access.caller import Role
 from runlane_server.access.control import AccessControl
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.config import Config
@@ -51,7 +52,7 @@ ISSUER, AUDIENCE = "https://issuer.example", "runlane"
 LIFETIME = 100.0
 """Seconds until the token `expiring` expires."""
 
-ROLES = ("read", "answer", "run", "operator", "webhooks", "admin")
+ROLES = tuple(role.value for role in Role)
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -253,6 +254,8 @@ async def guarded(folder: Path, store: MemoryStore | None = None) -> AsyncIterat
     ):
         texts[name], block = _token(tenant, name, role, expires)
         blocks.append(block)
+    texts["limited"], block = _token("acme", "limited", "run", None)
+    blocks.append(f'{block}\nagents = ["another"]')
     blocks.append(
         '[[certificate]]\nsubject = "uri=spiffe://acme/job"\ntenant = "acme"\nrole = "run"'
     )

@@ -23,6 +23,7 @@ from runlane import (
 from runlane.worker import Worker
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
+from runlane_server.agents.worker.workers import MAX_REFUSALS
 from support.staging import SECONDS
 
 WORDS_PER_SECOND = 50
@@ -158,6 +159,24 @@ def resume_of(turn: pb.WorkResponse.Turn, **changes: Any) -> pb.WorkRequest.Resu
 async def accept(client: Client, session_id: str, prompt: str, **options: Any) -> RunHandle:
     """Accepts a run; creates the session if it does not exist."""
     return await client.run_accepted(session_id, prompt, allow_missing=True, **options)
+
+
+async def be_refused(address: str, client: Client, session_id: str = "s") -> RunHandle:
+    """Sends a mistake in one attempt until it is lost: as many faults in a row as bring the worker
+    `raw` its first backoff."""
+    handle = await accept(client, session_id, "hello")
+    resume: dict[str, Any] = {}
+    for _ in range(MAX_REFUSALS):
+        async with RawWorker(address) as worker:
+            if resume:
+                await worker.offer(**resume)
+                await worker.expect("acked")
+            else:
+                resume = {"resume": resume_of(await worker.turn())}
+            await worker.emit(3, "after a gap")
+            assert await worker.end() is grpc.StatusCode.INVALID_ARGUMENT
+    await handle.completed(SECONDS)
+    return handle
 
 
 async def requested(client: Client, run_id: str, key: str = "") -> InputRequest:

@@ -13,12 +13,11 @@ from e2e.test_command_line import command, on_terminal
 from runlane import Client
 from runlane.cli.exposition import parse
 from runlane.cli.top import Node, Workload, frame
-from runlane.worker.v1 import worker_service_pb2 as pb
 from support.server import ServerProcess, serving
 from support.staging import say
 from support.terminal import CTRL_C
 from support.wire import Wire
-from support.workers import RawWorker, accept
+from support.workers import be_refused
 from telemetry.scrape import scrape, url_in
 
 FLAGS = ("--metrics-listen", "0", "--log-format", "json", "--store", "memory:")
@@ -76,16 +75,11 @@ async def test_workers_that_get_no_turns_are_counted(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, *FLAGS, "--agent", "worker") as server,
         Client(server.address) as client,
-        RawWorker(server.address) as worker,
     ):
         url = url_in(server.log)
         page = await scrape(url)
         assert (page("workers_quarantined"), page("worker_quarantines_total")) == (0, 0)
-        for n in range(5):
-            await accept(client, f"s{n}", "hello")
-            await worker.turn()
-            await worker.send(fail=pb.WorkRequest.Fail(reason="BROKEN", message="no"))
-            assert (await worker.expect("acked")).ended
+        await be_refused(server.address, client)
         assert (await scrape(url))("worker_quarantines_total") == 1
 
 

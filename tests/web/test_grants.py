@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from google.rpc import code_pb2  # type: ignore[import-untyped]
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from runlane.metadata import MetadataSource
+from runlane.wire import Wire
 from runlane_server.testing import LocalServer
 from runlane_web import known
 from runlane_web.errors import Refused
@@ -16,8 +21,10 @@ from runlane_web.gateway import Limits
 from runlane_web.grants import MAX_PER_CALLER, TICKET_SECONDS, Grants
 from runlane_web.guard import Policy
 from runlane_web.known import KnownTokens
+from runlane_web.sse import EventStream
+from runlane_web.upstream import RETRY, Upstream
 from support.callers import World, guarded
-from support.door import Door, door, reason, violation
+from support.door import Door, Event, canonical, door, events, reason, violation
 
 THEIRS = "s-theirs"
 
@@ -31,10 +38,12 @@ async def ask(
     return await opened.http.request(verb, path, headers=headers, json=body)
 
 
-async def grant(opened: Door, world: World, purpose: str, who: str = "run") -> str:
-    body = {"sessionId": THEIRS, "purpose": purpose, "ttl": "60s"}
+async def grant(
+    opened: Door, world: World, purpose: str, who: str = "run", ttl: str = "60s"
+) -> str:
+    body = {"sessionId": THEIRS, "purpose": purpose, "ttl": ttl}
     got = await ask(opened, "POST", "/v1/tokens", world.texts[who], body)
-    assert (got.status_code, got.json()["ttl"]) == (200, "60s"), got.text
+    assert (got.status_code, got.json()["ttl"]) == (200, ttl), got.text
     return str(got.json()["token"])
 
 
@@ -72,6 +81,70 @@ async def test_a_grant_allows_its_purpose_in_its_session_only(purpose: str, tmp_
             refused = (401,) if path == "/v1/tokens" else (403,)
             expected = (200,) if purpose in purposes else refused
             assert got.status_code in expected, (verb, path, got.text)
+
+
+async def test_an_open_stream_and_a_wait_end_with_their_grant(tmp_path: Path) -> None:
+    run, all_runs = "/v1/runs/r-theirs/events", f"/v1/runs:subscribe?session_ids={THEIRS}"
+    async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
+        token = await grant(opened, world, "follow", ttl="1s")
+        bearer = {"Authorization": f"Bearer {token}"}
+        made = await ask(opened, "POST", "/v1/tickets", token, {"path": run})
+        ticket = {"ticket": made.json()["ticket"]}
+        *ends, waited = await asyncio.gather(
+            last_event(opened, run, headers=bearer),
+            last_event(opened, all_runs, headers=bearer),
+            last_event(opened, run, params=ticket),
+            ask(opened, "GET", "/v1/runs/r-theirs:wait?timeout=20s", token),
+        )
+        for event in ends:
+            assert isinstance(event, Event)
+            assert (event.name, event.data["code"]) == ("error", code_pb2.UNAUTHENTICATED)
+            assert "expired" in event.data["message"]
+        assert isinstance(waited, httpx2.Response)
+        assert (waited.status_code, reason(waited)) == (401, "UNAUTHENTICATED")
+        # The browser reconnects to the same address, and gives up after this code.
+        again = [await opened.http.get(run, headers=bearer)]
+        again.append(await opened.http.get(run, params=ticket))
+        assert [each.status_code for each in again] == [401, 401]
+
+
+async def last_event(opened: Door, path: str, **more: Any) -> Event:
+    async with opened.http.stream("GET", path, **more) as response:
+        assert response.status_code == 200
+        return [event async for event in events(response)][-1]
+
+
+async def test_a_message_that_is_there_is_not_read_after_the_end(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world:
+        wire = Wire(
+            world.wire.address,
+            credentials=None,
+            metadata=MetadataSource({"authorization": f"Bearer {world.texts['run']}"}),
+            options=(),
+            timeout=60.0,
+            retry=RETRY,
+        )
+        route = canonical("/runlane.v1.RunService/SubscribeRun")
+        late, ended = (
+            EventStream(
+                Upstream(wire, wire),
+                route,
+                route.request(run_id="r-theirs"),
+                resumed=False,
+                seconds=seconds,
+            )
+            for seconds in (60.0, 0.0)
+        )
+        with pytest.raises(Refused, match="expired"):
+            await ended.response()
+        ended.close()
+        answer = await late.response()
+        assert isinstance(answer, EventSourceResponse)
+        late._until = asyncio.get_running_loop().time()
+        (only,) = [each async for each in answer.body_iterator]
+        assert isinstance(only, ServerSentEvent)
+        assert only.event == "error"
+        await wire.close()
 
 
 async def test_a_grant_has_no_more_rights_than_who_made_it(tmp_path: Path) -> None:

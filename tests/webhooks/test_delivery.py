@@ -16,13 +16,15 @@ from runlane_server.store.base import Store
 from runlane_server.store.webhooks import (
     INPUT_REQUESTED,
     RUN_ENDED,
+    START,
+    Held,
     Place,
     WebhookFilter,
     WebhookKey,
 )
 from runlane_server.webhooks import delivery as delivery_module
 from runlane_server.webhooks import log_reader
-from runlane_server.webhooks.attempts import Schedule
+from runlane_server.webhooks.attempts import CONCURRENCY, Schedule
 from support.asking import answer, ask, question
 from support.deliveries import Node, delivering, new_node, real_time
 from support.endpoint import Delivery, Endpoint, endpoint
@@ -314,6 +316,37 @@ async def test_r55_the_window_bounds_what_is_read_ahead(
         served.answer = lambda _: 200
         await served.until(lambda: len(served.run_ids()) == 24)
         assert served.run_ids("good") == [f"g{n}" for n in range(12)]
+
+
+async def test_r55_retries_read_no_more_pages_than_deliveries_may_be_in_flight(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty sessions are due at once, and the endpoint answers none of them yet."""
+    read, reads = log_reader.session_entries, 0
+
+    async def count(*args: Any, **options: Any) -> Sequence[log_reader.Entry]:
+        nonlocal reads
+        reads += 1
+        return await read(*args, **options)
+
+    monkeypatch.setattr(delivery_module, "session_entries", count)
+    async with delivering(store) as node, endpoint() as served:
+        served.gate.clear()
+        names = [f"s{n}" for n in range(60)]
+        for name in names:
+            await Story(store, name).play(f"r-{name}")
+        webhook = await node.create(served.url, enabled=False)
+        stored = await store.webhooks.get(webhook.key)
+        assert stored is not None
+        held = tuple(Held(name, START, 1, 0, 0) for name in names)
+        progress = replace(stored.progress, held=held)
+        await store.webhooks.replace(replace(stored, enabled=True, progress=progress), resets=True)
+        await served.until(lambda: served.in_flight == CONCURRENCY)
+        running = node.dispatcher.deliveries[webhook.key]
+        assert (reads, len(running._retrying)) == (CONCURRENCY, CONCURRENCY)
+        served.gate.set()
+        await served.until(lambda: len(served.run_ids()) == len(names))
+        await node.until(webhook, lambda it: not it.progress.held)
 
 
 async def _ask_and_end(story: Story, run_id: str) -> list[str]:

@@ -46,7 +46,7 @@ async def problem_of(serve: Serve, timeout: float = 20.0) -> str:
     try:
         async with serving(serve) as url:
             with pytest.raises(DeliveryFailed) as raised:
-                await sender.post(url, {}, BODY)
+                await sender.post(url, {}, BODY, tenant="t")
     finally:
         sender.close()
     return str(raised.value)
@@ -56,11 +56,11 @@ async def test_connections_are_kept_and_replaced_when_the_endpoint_closes_them()
     sender = Sender(LOCAL)
     async with endpoint() as served:
         for _ in range(5):
-            assert (await sender.post(served.url, {"A": "b"}, BODY)).status == 200
+            assert (await sender.post(served.url, {"A": "b"}, BODY, tenant="t")).status == 200
         assert served.connections == 1
         served.answer = lambda _: http(200, b"{}", "Connection: close")
         for _ in range(3):
-            await sender.post(served.url, {}, BODY)
+            await sender.post(served.url, {}, BODY, tenant="t")
         assert served.connections == 3
         assert [it.path for it in served.attempts] == ["/hook"] * 8
         assert served.attempts[0].headers["host"] == f"127.0.0.1:{served.port}"
@@ -74,7 +74,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_no_failure() -> None:
     sender = Sender(LOCAL)
     async with serving(once()) as url:
         for _ in range(5):
-            assert (await sender.post(url, {}, BODY)).status == 200
+            assert (await sender.post(url, {}, BODY, tenant="t")).status == 200
     sender.close()
 
 
@@ -90,7 +90,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_no_failure() -> None:
 async def test_every_framing_of_an_answer_is_understood(answer: bytes) -> None:
     sender = Sender(LOCAL)
     async with serving(replying(answer)) as url:
-        found = await sender.post(url, {}, BODY)
+        found = await sender.post(url, {}, BODY, tenant="t")
     assert (found.status, found.content[-3:]) == (200, b"abc")
     sender.close()
 
@@ -134,10 +134,10 @@ async def test_r55_an_endless_answer_takes_bounded_memory_and_ends(head: bytes) 
     sender = Sender(LOCAL, timeout=5.0)
     async with serving(replying(head, endless=b"1000\r\n" + b"x" * 4096 + b"\r\n")) as url:
         if head.endswith(b"\r\n\r\n"):
-            assert len((await sender.post(url, {}, BODY)).content) < 3 * MAX_ANSWER
+            assert len((await sender.post(url, {}, BODY, tenant="t")).content) < 3 * MAX_ANSWER
         else:
             with pytest.raises(DeliveryFailed, match="more than"):
-                await sender.post(url, {}, BODY)
+                await sender.post(url, {}, BODY, tenant="t")
     sender.close()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
@@ -146,7 +146,7 @@ async def test_r55_a_redirect_is_not_followed() -> None:
     async with endpoint() as secret, endpoint() as served:
         served.answer = lambda _: http(307, b"", f"Location: {secret.url}")
         sender = Sender(LOCAL)
-        assert (await sender.post(served.url, {}, BODY)).status == 307
+        assert (await sender.post(served.url, {}, BODY, tenant="t")).status == 307
         assert secret.attempts == []
         sender.close()
 
@@ -156,6 +156,6 @@ async def test_r55_a_name_of_a_private_address_is_refused_in_every_spelling(host
     async with endpoint() as served:
         sender = Sender(Destinations())
         with pytest.raises(DeliveryFailed, match=r"not a global one|cannot be resolved"):
-            await sender.post(f"http://{host}:{served.port}/", {}, BODY)
+            await sender.post(f"http://{host}:{served.port}/", {}, BODY, tenant="t")
         assert served.connections == 0
         sender.close()

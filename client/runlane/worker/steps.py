@@ -15,9 +15,11 @@ class Journal(Protocol):
 
     def find_step(self, key: str) -> Awaitable[str | None]:
         """The stored result of a key as JSON, None if there is none."""
+        ...
 
     def keep_step(self, key: str, result: object) -> Awaitable[str]:
         """Makes a result durable; returns as JSON the first one that was stored for its key."""
+        ...
 
 
 async def take_step(journal: Journal, key: str, work: Callable[[], Any], working: set[str]) -> Any:

@@ -21,15 +21,18 @@ class Calls(Protocol):
 
     async def take_folded(self) -> Sequence[FoldedPrompt]:
         """Takes the prompts that wait to join the turn."""
+        ...
 
     async def history(self) -> Sequence[Message]:
         """Reads the transcript before the turn."""
+        ...
 
     async def find_step(self, key: str) -> str | None:
         """The stored result of a step as JSON."""
 
     async def keep_step(self, key: str, result: object) -> str:
         """Makes the result of a step durable."""
+        ...
 
     async def ask(self, question: pb.Question) -> object:
         """Asks people."""

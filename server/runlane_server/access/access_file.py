@@ -141,7 +141,7 @@ class AccessFile:
     def _by_certificate(self, credentials: Credentials) -> Identity:
         entries = self._contents.entries.certificates
         callers = [entries[name] for name in credentials.certificate if name in entries]
-        if len({(caller.tenant, caller.role) for caller in callers}) == 1:
+        if len({(caller.tenant, caller.role, caller.agents) for caller in callers}) == 1:
             return Identity(callers[0])
         if callers:
             raise AuthenticationFailed("certificate names match several callers")

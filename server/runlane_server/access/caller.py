@@ -39,7 +39,7 @@ class Role(StrEnum):
     """`READ`, plus: answer input requests."""
 
     RUN = "run"
-    """`READ`, plus: accept runs, cancel runs, create sessions."""
+    """`READ`, plus: accept runs, cancel runs, create and change sessions."""
 
     OPERATOR = "operator"
     """`RUN` and `ANSWER`."""
@@ -60,7 +60,8 @@ class Caller:
 
     A `peer` is another node of the same store. It calls on behalf of a caller that it has
     authenticated itself, and may read nothing but the run `run_id`. `agents` are the agents that
-    the caller may use; None: all.
+    the caller may use; None: all. `others` are further roles, of a JSON Web Token that claims
+    several.
     """
 
     tenant: str
@@ -69,6 +70,12 @@ class Caller:
     peer: bool = False
     run_id: str = ""
     agents: frozenset[str] | None = None
+    others: frozenset[Role] = frozenset()
+
+    @property
+    def roles(self) -> Sequence[Role]:
+        """All roles of the caller; it has the rights of each."""
+        return [self.role, *sorted(self.others)]
 
 
 ANONYMOUS = Caller(DEFAULT_TENANT, Role.ADMIN, "")

@@ -90,8 +90,9 @@ class AccessControl:
         name = method.rpartition("/")[2]
         if caller.peer and method not in NODE_METHODS:
             raise PermissionDenied(f"a node may not call {name}")
-        if not is_allowed(caller.role, method):
-            raise PermissionDenied(f"the role {caller.role.value!r} may not call {name}")
+        if not any(is_allowed(role, method) for role in caller.roles):
+            shown = " or ".join(repr(role.value) for role in caller.roles)
+            raise PermissionDenied(f"the role {shown} may not call {name}")
 
     def authorize(self, method: str, credentials: Credentials, *, is_open: bool = False) -> Caller:
         """Returns the caller of a method. Raises Unauthenticated or PermissionDenied."""

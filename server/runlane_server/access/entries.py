@@ -32,7 +32,7 @@ _HEADER = re.compile(r"^[ \t]*\[{1,2}[ \t]*([\w.-]+)[ \t]*\]{1,2}", re.MULTILINE
 MAX_LEEWAY = 300
 """Seconds."""
 
-ROLE_FORM = "read, answer, run, operator, webhooks, work or admin"
+ROLE_FORM = " or ".join((", ".join(list(Role)[:-1]), list(Role)[-1]))
 
 
 class BadEntry(Exception):

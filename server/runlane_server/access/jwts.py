@@ -27,7 +27,6 @@ _MAX_LENGTH = 8192
 """Characters."""
 
 _NAME_LENGTH = 64
-_ROLES = (Role.ADMIN, Role.RUN, Role.WORK, Role.READ)
 
 
 _RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -143,24 +142,25 @@ class JwtVerifier:
         settings = self._settings
         name = "".join(filter(str.isprintable, str(claims.get("sub", ""))))[:_NAME_LENGTH]
         tenant = settings.tenant or self._tenant(claims.get(settings.tenant_claim))
-        role = settings.role or self._role(claims.get(settings.role_claim))
+        roles = [settings.role] if settings.role else self._roles(claims.get(settings.role_claim))
         if not is_tenant(tenant):
             raise AuthenticationFailed("token without a valid tenant", subject=name)
-        if role is None:
+        if not roles:
             raise AuthenticationFailed("token without a valid role", subject=name)
-        return Caller(tenant, role, name, agents=self._settings.agents)
+        first, *others = roles
+        return Caller(tenant, first, name, agents=settings.agents, others=frozenset(others))
 
     def _tenant(self, claimed: object) -> str:
         if not isinstance(claimed, str):
             return ""
         return self._settings.tenants.get(claimed, "") if self._settings.tenants else claimed
 
-    def _role(self, claimed: object) -> Role | None:
-        """The highest role in a claim, which is a string or a list of strings."""
+    def _roles(self, claimed: object) -> Sequence[Role]:
+        """The roles in a claim, which is a string or a list of strings."""
         values = claimed if isinstance(claimed, list) else [claimed]
         roles = self._settings.roles or {role.value: role for role in Role}
         named = {roles.get(value) for value in values if isinstance(value, str)}
-        return next((role for role in _ROLES if role in named), None)
+        return [role for role in reversed(Role) if role in named]
 
 
 def _keys(settings: JwtSettings) -> dict[str | None, Key]:

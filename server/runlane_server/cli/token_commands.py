@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,17 @@ _SETTINGS = {
     "auto_envvar_prefix": "RUNLANE",
     "show_default": True,
     "help_option_names": ["-h", "--help"],
+}
+
+
+_RIGHTS: Mapping[Role, str] = {
+    Role.READ: "look up and subscribe",
+    Role.ANSWER: "also answer the questions of agents",
+    Role.RUN: "look up, subscribe, accept and cancel",
+    Role.OPERATOR: "both answer and run",
+    Role.WEBHOOKS: "look up, subscribe and manage webhooks",
+    Role.WORK: "execute runs as a worker, and nothing else",
+    Role.ADMIN: "all of these, and delete sessions",
 }
 
 
@@ -43,7 +55,7 @@ def token() -> None:
     "--role",
     type=click.Choice([role.value for role in Role]),
     required=True,
-    help="read: look up and subscribe. run: also accept and cancel. admin: also delete sessions.",
+    help=" ".join(f"{role.value}: {rights}." for role, rights in _RIGHTS.items()),
 )
 @click.option(
     "--expires",

@@ -16,6 +16,7 @@ from dataclasses import fields
 import structlog
 
 from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
+from runlane_server.agents.worker.turn import JsonText
 from runlane_server.core.artifact import MAX_ARTIFACT_BYTES, ArtifactKind, ArtifactPiece
 from runlane_server.core.errors import RunlaneError
 from runlane_server.core.model import (
@@ -298,6 +299,8 @@ def _data(value: object) -> bytes:
 
 def _json(field: str, value: object) -> str:
     """A value as strict JSON: without NaN, with text as keys, and in Unicode."""
+    if isinstance(value, JsonText):
+        return _small(field, str(value), MAX_JSON_BYTES)
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:

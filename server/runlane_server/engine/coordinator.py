@@ -580,7 +580,11 @@ class Coordinator:
         if refusal is not None:
             raise refusal
         key = SessionKey(tenant, session_id)
-        before, after = await edit_session(self.store, key, change, etag, self.now)
+        try:
+            before, after = await edit_session(self.store, key, change, etag, self.now)
+        finally:
+            # Also if the store did not confirm it, and if the caller has gone away.
+            self._lanes.invalidate(key)
         self.stored.add(tenant, session_growth(before, after))
         return after
 

@@ -37,8 +37,8 @@ async def edit_session(
 ) -> tuple[Session, Session]:
     """Changes a session in the store; returns it as it was and as it is.
 
-    With an `etag`, it changes only the session that had it. Raises SessionNotFound and
-    EditConflict.
+    With an `etag`, it changes only the session that had it. A change to the values that the session
+    has writes nothing. Raises SessionNotFound and EditConflict.
     """
     for _ in range(MAX_EDITS):
         before = await store.get_session(key)
@@ -47,6 +47,8 @@ async def edit_session(
         if etag not in {"", before.etag}:
             break
         after = change.applied_to(before, now())
+        if after.etag == before.etag:
+            return before, before
         if await store.edit_session(key, before, after):
             return before, after
     raise EditConflict(

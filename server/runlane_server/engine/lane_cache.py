@@ -55,8 +55,9 @@ class LaneCache:
         is_first_sight = creates and mailbox.lane is None
         if is_first_sight and not mailbox.is_outdated and self._new_fraction >= LIKELY:
             return Lane(key), LaneOrigin.ASSUMED
-        stored = await self._store.load_lane(key)
+        # Before the read: the lane may change during it. A failed read marks it again.
         mailbox.is_outdated = False
+        stored = await self._store.load_lane(key)
         if is_first_sight:
             self.learn(new=not stored.exists)
         reservations = mailbox.lane.reservations if mailbox.lane is not None else ()

@@ -209,6 +209,12 @@ class Lanes:
         self._cache.forget(key)
         self.slots.enqueue(key)
 
+    def invalidate(self, key: SessionKey) -> None:
+        """Loads a lane before its next command: its session was changed beside its mailbox."""
+        self._cache.forget(key)
+        if (mailbox := self._mailboxes.get(key)) is not None:
+            mailbox.is_outdated = True
+
     def look_again(self, key: SessionKey) -> None:
         """Loads a lane that another node may have changed, and goes on with its run if it can."""
         self._cache.forget(key)

@@ -20,8 +20,9 @@ from runlane_server.core.errors import (
     RunNotFound,
 )
 from runlane_server.core.model import RunComplete, RunEvent, RunKey
+from runlane_server.feed.event_size import event_size
 from runlane_server.feed.session_topics import SessionTopics
-from runlane_server.feed.tail import TailPool
+from runlane_server.feed.tail import PAGE_BYTES, TailPool
 from runlane_server.feed.topics import topics_of_event, topics_of_filter
 from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.base import EventFilter, LoggedComplete, LogPage, Position, Store
@@ -30,15 +31,13 @@ from runlane_server.store.lane_log import LaneChange
 A_DAY = 86_400.0
 
 PAGE_EVENTS = 256
-PAGE_BYTES = 256 << 10
-"""Bytes of a page from the store. A subscriber that reads nothing holds one."""
 
 LOG_TAIL_BYTES = 32 << 20
-"""Budget of the terminal events in memory, of all tenants. An event counts as its text and 4 KiB,
+"""Budget of the terminal events in memory, of all tenants. An event counts as its texts and 4 KiB,
 so that at most 8,192 are kept."""
 
 RUN_TAIL_BYTES = 64 << 20
-"""Budget of the events of followed runs in memory, of all tenants. An event counts as its text and
+"""Budget of the events of followed runs in memory, of all tenants. An event counts as its texts and
 512 bytes."""
 
 
@@ -138,7 +137,7 @@ class Feed:
             self._tail_start = self.head
         for event in events:
             self.head = event.position
-            size = len(event.complete.text)
+            size = event_size(event.complete)
             self._tails.add(event.tenant, event.position, event, size, self._tail_start)
             for topic in topics_of_event(event):
                 first.setdefault(topic, event.position)
@@ -162,7 +161,7 @@ class Feed:
             # Another node wrote the events in between, or their commit got no answer.
             self._run_tails.drop(key)
         for event in events:
-            self._run_tails.add(key, event.index, event, _size(event))
+            self._run_tails.add(key, event.index, event, event_size(event.body))
         for follower in followers:
             follower.wake(events[0].index)
 
@@ -243,8 +242,9 @@ class Feed:
         self, tenant: str, after: Position, matches: Callable[[RunComplete], bool] | None = None
     ) -> LogPage:
         tail = self._tails.get(tenant)
-        events = () if tail is None else tail.read(after, PAGE_EVENTS)
-        scanned = events[-1].position if len(events) == PAGE_EVENTS else max(after, self.head)
+        events = () if tail is None else tail.read(after, PAGE_EVENTS, PAGE_BYTES)
+        goes_on = tail is not None and events and events[-1].position < tail.end
+        scanned = events[-1].position if goes_on else max(after, self.head)
         if matches is not None:
             events = [event for event in events if matches(event.complete)]
         return LogPage(tuple(events), scanned)
@@ -259,7 +259,7 @@ class Feed:
         """The next events of a run after an index, from memory if they are there."""
         tail = self._run_tails.get(key)
         if tail is not None and tail.covers(after):
-            events = tail.read(after, PAGE_EVENTS)
+            events = tail.read(after, PAGE_EVENTS, PAGE_BYTES)
             if events or key not in self._ended:
                 return events
         return await self._store.run_events(
@@ -457,8 +457,3 @@ def _discard(
     held.pop(subscriber, None)
     if not held:
         del subscribers[topic]
-
-
-def _size(event: RunEvent) -> int:
-    body = event.body
-    return len(getattr(body, "text", "") or getattr(body, "content", ""))

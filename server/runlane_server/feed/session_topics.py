@@ -8,7 +8,8 @@ from typing import Protocol
 
 from runlane_server.core.model import Session, SessionKey
 from runlane_server.core.transition import Lane
-from runlane_server.feed.tail import TailPool
+from runlane_server.feed.event_size import event_size
+from runlane_server.feed.tail import PAGE_BYTES, TailPool
 from runlane_server.store.base import Store
 from runlane_server.store.lane_log import LaneChange, LaneEntry, LanePlace, end_of
 
@@ -26,6 +27,9 @@ class Follower(Protocol):
 
     def end(self, left: Sequence[LaneEntry]) -> None:
         """Reports that the session was removed; `left` are its last events, as far as known."""
+
+    def doubt(self) -> None:
+        """Reports that the session may be another one now: its next events are in the store."""
 
     @property
     def place(self) -> LanePlace:
@@ -93,25 +97,38 @@ class SessionTopics:
         if change.version == 0:
             self._end(change.key, topic)
             return
-        if topic.start is None or topic.version != change.base:
-            # Another node committed in between, or nothing was known yet.
+        if change.version < topic.version:
+            # Two connections of a store may report their commits in another order.
             self._tails.drop(change.key)
-            topic.start = end_of(change.base)
-        topic.version = change.version
-        for entry in change.entries:
-            size = len(getattr(entry.event.body, "text", ""))
-            self._tails.add(change.key, entry.place, entry, size, topic.start)
+            topic.start = None
+        else:
+            self._add(change, topic)
         for follower in topic.followers:
             follower.wake()
+
+    def _add(self, change: LaneChange, topic: _Topic) -> None:
+        if topic.start is None or topic.version != change.base:
+            # Another node committed in between, or nothing was known yet. It may have deleted the
+            # session, and the places of a later one say nothing about those of its followers.
+            self._tails.drop(change.key)
+            topic.start = end_of(change.base)
+            for follower in topic.followers:
+                follower.doubt()
+        topic.version = change.version
+        for entry in change.entries:
+            size = event_size(entry.event.body)
+            self._tails.add(change.key, entry.place, entry, size, topic.start)
 
     def on_version(self, key: SessionKey, version: int) -> None:
         """Notes the version of a lane that other nodes change too; 0: there is no session."""
         topic = self._topics.get(key)
-        if topic is None or (topic.version >= version > 0) or topic.version == version == 0:
+        # A lower one is that of a later session, or was read before a commit of this node.
+        if topic is None or topic.version == version:
             return
         self._tails.drop(key)
         topic.version, topic.start, topic.view = version, None, None
         for follower in topic.followers:
+            follower.doubt()
             follower.wake()
 
     def wake_all(self) -> None:
@@ -132,7 +149,7 @@ class SessionTopics:
             return None
         if tail is None:
             return ()
-        return tail.read(after, PAGE_ENTRIES) if tail.covers(after) else None
+        return tail.read(after, PAGE_ENTRIES, PAGE_BYTES) if tail.covers(after) else None
 
     async def view(self, key: SessionKey) -> SessionView:
         """The session and its lane. All followers share one read for each version."""

@@ -27,15 +27,14 @@ from runlane_server.core.model import (
     TextDelta,
 )
 from runlane_server.core.transition import Lane, LaneRun
+from runlane_server.feed.event_size import event_size
 from runlane_server.feed.session_topics import PAGE_ENTRIES, SessionView
+from runlane_server.feed.tail import PAGE_BYTES
 from runlane_server.feed.wakeup import Wakeup
 from runlane_server.store.lane_log import LaneEntry, LanePlace, end_of, is_output
 
 if TYPE_CHECKING:
     from runlane_server.feed.feed import Feed, RunFollower
-
-PAGE_BYTES = 256 << 10
-"""Bytes of a page: of events from the store, or of a part of a snapshot."""
 
 PART_RUNS = 50
 """Waiting runs in a part of a snapshot, and in a page of changed ones."""
@@ -121,6 +120,8 @@ class SessionFollower:
         self._is_removed = False
         # Whether the lane may have changed since its last view, and have events after `at`.
         self._has_changed = self._has_events = True
+        # Whether only the store can tell if the session is still the one of `at`.
+        self._is_doubtful = True
         self._view: SessionView | None = None
         self._known: tuple[Session | None, object] | None = None
         self._queue: tuple[LaneRun, ...] | None = None
@@ -137,6 +138,10 @@ class SessionFollower:
         """Reports a change of the lane."""
         self._has_changed = self._has_events = True
         self._on_wake()
+
+    def doubt(self) -> None:
+        """Reports that the session may be another one now."""
+        self._is_doubtful = True
 
     def end(self, left: Sequence[LaneEntry]) -> None:
         """Reports that the session was removed."""
@@ -256,15 +261,17 @@ class SessionFollower:
             if ended:
                 return [self._end()]
         steps: list[Step] = []
-        while self._entries and len(steps) < PAGE_ENTRIES:
+        room = PAGE_BYTES
+        while self._entries and len(steps) < PAGE_ENTRIES and room > 0:
             entry = self._entries[0]
             if self._view is not None and entry.place > end_of(self._view.lane.version):
                 break
             output = await self._output_before(entry)
-            steps += output
             if not output:
                 self._entries.popleft()
-                steps.append(self._deliver(entry))
+                output = (self._deliver(entry),)
+            steps += output
+            room -= sum(map(_size, output))
         return steps
 
     async def _fill(self) -> bool:
@@ -277,9 +284,10 @@ class SessionFollower:
         self._has_events = False
         version = 0 if self._view is None else self._view.lane.version
         known = self._feed.sessions.read(self.key, self.at.place, version)
-        if known is not None:
+        if known is not None and not self._is_doubtful:
             self._take(known)
             return False
+        self._is_doubtful = False
         page = await self._feed.store.lane_events(
             self.key, after=self.at.place, limit=PAGE_ENTRIES, max_bytes=PAGE_BYTES
         )
@@ -387,16 +395,22 @@ class SessionFollower:
                 return []  # it is due again
             if view.session is None:
                 return [self._end()] if self.at.created_at else []
+            if self.at.created_at not in {0, view.session.created_at}:
+                return [self._end()]
             # What was committed before it comes first.
             self._view, self._has_events = view, True
             events = await self._read_events()
             if events:
                 return events
         view, self._view = self._view, None
-        return [
+        changes = [
             *await self._session_change(view.session, view.lane),
             *await self._queue_change(view.lane),
         ]
+        if self._entries:
+            # The view is older than they are, and another node's commit wakes nobody here.
+            self._has_changed = True
+        return changes or await self._read_events()
 
     async def _session_change(self, session: Session | None, lane: Lane) -> Sequence[Step]:
         now = _at_version(session, lane=lane)
@@ -498,6 +512,10 @@ class SessionStream:
         for follower in self._followers.values():
             follower.close()
         self._wakeup.close()
+
+
+def _size(step: Step) -> int:
+    return event_size(step.item.body) if isinstance(step.item, RunEvent) else 0
 
 
 def _at_version(session: Session | None, *, lane: Lane) -> Session | None:

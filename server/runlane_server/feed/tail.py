@@ -15,6 +15,9 @@ from typing import Generic, TypeVar
 Entry = TypeVar("Entry")
 Key = TypeVar("Key", bound=Hashable)
 
+PAGE_BYTES = 256 << 10
+"""Bytes of a page, from memory or from the store. A subscriber that reads nothing holds one."""
+
 KEPT = 0.75
 """Fraction of the budget that an eviction leaves, so that the next one is not soon."""
 
@@ -22,15 +25,17 @@ KEPT = 0.75
 class Tail(Generic[Entry]):
     """The latest entries of a log that is ordered by a number.
 
-    It has all entries after `start`, which is None before the first entry.
+    It has all entries after `start`, which is None before the first entry. Each weighs its size
+    and `entry_weight`, in bytes.
     """
 
-    def __init__(self, start: int | None = None) -> None:
+    def __init__(self, start: int | None = None, *, entry_weight: int = 0) -> None:
         self.start = start
         self.weight = 0
+        self._entry_weight = entry_weight
         self._places: list[int] = []
         self._entries: list[Entry] = []
-        self._weights: list[int] = []
+        self._sizes: list[int] = []
 
     @property
     def end(self) -> int:
@@ -45,19 +50,25 @@ class Tail(Generic[Entry]):
         """Whether an entry at this place is the next one, without a gap."""
         return self.start is None or place == self.end + 1
 
-    def read(self, after: int, limit: int) -> Sequence[Entry]:
-        """Returns up to `limit` entries after a covered place."""
+    def read(self, after: int, limit: int, max_bytes: int) -> Sequence[Entry]:
+        """Returns entries after a covered place, within both limits; at least one, if there are
+        any."""
         first = bisect_right(self._places, after)
-        return self._entries[first : first + limit]
+        last = min(first + limit, len(self._entries))
+        for at in range(first, last):
+            max_bytes -= self._sizes[at]
+            if max_bytes < 0 and at > first:
+                return self._entries[first:at]
+        return self._entries[first:last]
 
-    def add(self, place: int, entry: Entry, weight: int) -> None:
-        """Appends an entry. Its place must be higher than all before."""
+    def add(self, place: int, entry: Entry, size: int) -> None:
+        """Appends an entry with `size` bytes of texts. Its place must be higher than all before."""
         if self.start is None:
             self.start = place - 1
         self._places.append(place)
         self._entries.append(entry)
-        self._weights.append(weight)
-        self.weight += weight
+        self._sizes.append(size)
+        self.weight += size + self._entry_weight
 
     def evict(self) -> int:
         """Evicts the older half, so that the cost of an entry does not depend on the length.
@@ -67,10 +78,10 @@ class Tail(Generic[Entry]):
         if not self._places:
             return 0
         evicted = max(1, len(self._places) // 2)
-        freed = sum(self._weights[:evicted])
+        freed = sum(self._sizes[:evicted]) + evicted * self._entry_weight
         self.start = self._places[evicted - 1]
         self.weight -= freed
-        del self._places[:evicted], self._entries[:evicted], self._weights[:evicted]
+        del self._places[:evicted], self._entries[:evicted], self._sizes[:evicted]
         return freed
 
 
@@ -80,7 +91,7 @@ class TailPool(Generic[Key, Entry]):
     Args:
         tenant_of: Returns the tenant of a log.
         budget: The total weight.
-        entry_weight: The weight of an entry besides its text, in bytes.
+        entry_weight: The weight of an entry besides its texts, in bytes.
     """
 
     def __init__(self, tenant_of: Callable[[Key], str], *, budget: int, entry_weight: int) -> None:
@@ -99,15 +110,14 @@ class TailPool(Generic[Key, Entry]):
         return self._tails.get(self._tenant_of(key), {}).get(key)
 
     def add(self, key: Key, place: int, entry: Entry, size: int, start: int | None = None) -> None:
-        """Appends an entry with `size` bytes of text. A new tail has all entries after `start`."""
+        """Appends an entry with `size` bytes of texts. A new tail has all entries after `start`."""
         tenant = self._tenant_of(key)
         tails = self._tails.setdefault(tenant, {})
         tail = tails.get(key)
         if tail is None:
-            tail = tails[key] = Tail(start)
-        weight = size + self._entry_weight
-        tail.add(place, entry, weight)
-        self._count(tenant, weight)
+            tail = tails[key] = Tail(start, entry_weight=self._entry_weight)
+        tail.add(place, entry, size)
+        self._count(tenant, size + self._entry_weight)
         if self._total > self._budget:
             self._evict()
 

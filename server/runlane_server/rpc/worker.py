@@ -131,7 +131,7 @@ class _Stream:
             case "begun":
                 slot.begin()
             case "emit":
-                number, events = worker_events.events(request.emit)
+                number, events = await worker_events.events(request.emit)
                 await slot.emit(number, events)
             case "finish":
                 finish = request.finish

@@ -6,15 +6,18 @@ form of the messages, and that JSON is JSON.
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from runlane.v1 import run_pb2
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
 from runlane_server.agents.questions import INVALID, Asked
-from runlane_server.agents.worker.turn import Emitted, KeptStep
+from runlane_server.agents.worker.turn import Emitted, JsonText, KeptStep
 from runlane_server.core.input import MAX_OPEN_INPUTS
 from runlane_server.core.model import (
     FinishReason,
@@ -23,6 +26,7 @@ from runlane_server.core.model import (
     ToolCall,
     ToolResult,
     Usage,
+    clean_text,
 )
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import MAX_ID_BYTES, Checks
@@ -33,6 +37,10 @@ MAX_EVENTS = 1000
 MAX_DELTA_CHARS = 1 << 16
 """Characters of a delta: one stored event."""
 
+MAX_BYTES_AT_ONCE = 1 << 16
+"""Bytes of events after which the event loop may do other work. One larger event is converted at
+once."""
+
 # The reverse of `convert.FINISH_REASONS`, for the reasons that an agent may report.
 _FINISH_REASONS: dict[int, FinishReason] = {
     value: reason
@@ -41,15 +49,23 @@ _FINISH_REASONS: dict[int, FinishReason] = {
 }
 
 
-def events(emit: pb.WorkRequest.Emit) -> tuple[int, Sequence[Emitted]]:
+async def events(emit: pb.WorkRequest.Emit) -> tuple[int, Sequence[Emitted]]:
     """The number of the first event of an emit, and its events. Raises InvalidArgument, and
-    AgentError for JSON that is none."""
+    AgentError for JSON that is none. It lets the event loop do other work in between."""
     checks = Checks()
     checks.between("emit.number", emit.number, 1)
     checks.count("emit.events", emit.events, MAX_EVENTS)
     if not emit.events:
         checks.reject("emit.events", "is empty")
-    found = [_event(checks, f"emit.events[{n}]", sent) for n, sent in enumerate(emit.events)]
+    found: list[Emitted] = []
+    size = 0
+    for n, sent in enumerate(emit.events):
+        more = sent.ByteSize()
+        size += more
+        if found and size > MAX_BYTES_AT_ONCE:
+            size = more
+            await asyncio.sleep(0)
+        found.append(_event(checks, f"emit.events[{n}]", sent))
     checks.finish()
     return emit.number, found
 
@@ -100,12 +116,38 @@ def _artifact(sent: run_pb2.Artifact) -> Artifact:
     )
 
 
-def _json(field: str, text: str, reason: str = "AGENT_ERROR") -> Any:
+def _json(field: str, text: str) -> JsonText:
+    """A text as strict JSON. Raises AgentError."""
+    with _uncollected():
+        value = _value(field, text)
+        try:
+            written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except (ValueError, RecursionError) as error:
+            raise AgentError(f"{field} is no JSON value: {error}") from None
+        del value
+    return JsonText(clean_text(written))
+
+
+def _value(field: str, text: str, reason: str = "AGENT_ERROR") -> Any:
     """The value of a text in JSON. Raises AgentError."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        with _uncollected():
+            return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise AgentError(f"{field} is no JSON value: {error}", reason=reason) from None
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pauses the garbage collector. A text may hold hundreds of thousands of empty lists, which it
+    would go through again and again while they are made: most of the time that they take."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -143,7 +185,7 @@ def questions(ask: pb.WorkRequest.Ask) -> Sequence[Asked]:
 def _question(sent: pb.Question) -> Asked:
     def value(field: str) -> Any:
         text = getattr(sent, field)
-        return _json(field, text, INVALID) if text else None
+        return _value(field, text, INVALID) if text else None
 
     arguments = value("arguments_json")
     if not isinstance(arguments, dict | None):

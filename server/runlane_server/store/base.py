@@ -432,7 +432,9 @@ class Store(Protocol):
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
         """Writes the title, the labels and the agent of a session, if they are those of `before`.
 
-        Returns False if they are not. A new agent changes the version of the lane.
+        Returns False if they are not, or if the lane changed meanwhile. It leads the lane to the
+        next version, as a commit without events does: that is how followers of the session, and
+        lanes that any node has cached, notice it.
         """
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:

@@ -20,6 +20,7 @@ from runlane_server.feed.feed import Feed
 from runlane_server.store.base import Store
 from runlane_server.store.webhooks import Place, Webhook, WebhookKey
 from runlane_server.webhooks.log_reader import Body, Entry
+from runlane_server.webhooks.names import NamesBusy
 from runlane_server.webhooks.sender import DeliveryFailed, Sender
 from runlane_server.webhooks.signature import signed_headers
 
@@ -39,6 +40,9 @@ RETRY_DELAYS = (
 )
 """Seconds between the attempts of an event: 12 attempts over three days. After the last one the
 event is given up if others have arrived since, or else tried each day."""
+
+BUSY_SECONDS = 5.0
+"""Seconds after which an attempt is repeated that this node had no means to make."""
 
 GONE = 410
 POLL_SECONDS = 1.0
@@ -151,6 +155,21 @@ class Attempts:
 
     async def deliver(self, entry: Entry) -> bool:
         """One attempt; returns whether it arrived."""
+        while True:
+            try:
+                return await self._attempt(entry)
+            except NamesBusy as error:
+                await self._wait_out(error)
+
+    async def _wait_out(self, error: NamesBusy) -> None:
+        """Waits, without a slot. It is no failure of the endpoint, but its owner sees it."""
+        self.progress = replace(
+            self.progress, last_error=str(error), last_error_at=self._parts.now()
+        )
+        self._on_change()
+        await asyncio.sleep(BUSY_SECONDS)
+
+    async def _attempt(self, entry: Entry) -> bool:
         async with self._slot():
             # Only now: many may have waited for the slot while others failed.
             if self.progress.failures < PATIENCE:
@@ -188,7 +207,9 @@ class Attempts:
             **signed_headers(self._secrets(now), message_id, now // SECOND, body),
         }
         try:
-            answer = await self._parts.sender.post(self._webhook.url, headers, body)
+            answer = await self._parts.sender.post(
+                self._webhook.url, headers, body, tenant=self._webhook.key.tenant
+            )
         except DeliveryFailed as error:
             return 0, str(error)
         if not 200 <= answer.status < 300:
@@ -256,8 +277,12 @@ class Attempts:
             value = secrets.token_hex(16)
             message_id = f"msg_{secrets.token_hex(16)}"
             body = self._parts.encode.challenge(value, self._parts.now())
-            async with self._slot():
-                _, error = await self._post(message_id, body, answer_has=value)
+            try:
+                async with self._slot():
+                    _, error = await self._post(message_id, body, answer_has=value)
+            except NamesBusy as busy:
+                await self._wait_out(busy)
+                continue
             if not error:
                 self.progress = replace(
                     self.progress,

@@ -21,7 +21,7 @@ from typing import Any
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import RunKey
 from runlane_server.store.webhooks import Held, Place, Progress, Webhook
-from runlane_server.webhooks.attempts import POLL_SECONDS, SECOND, Attempts, Parts
+from runlane_server.webhooks.attempts import CONCURRENCY, POLL_SECONDS, SECOND, Attempts, Parts
 from runlane_server.webhooks.log_reader import Entry, LogReader, session_entries
 
 WINDOW = 1_000
@@ -225,15 +225,16 @@ class Delivery:
     # Retries
 
     async def _retry(self) -> None:
-        """Starts the retries of held sessions when they are due."""
+        """Starts the retries of held sessions when they are due, the longest due first."""
         while True:
             self._changed.clear()
             now = self._parts.now()
             waiting = [it for it in self._held.values() if it.session_id not in self._retrying]
-            for held in waiting:
-                if held.due <= now:
-                    self._retrying.add(held.session_id)
-                    self._start(self._catch_up(held.session_id))
+            due = sorted((it for it in waiting if it.due <= now), key=lambda it: it.due)
+            # Each reads a page before it waits for a slot, so that no more may run than there are.
+            for held in due[: CONCURRENCY - len(self._retrying)]:
+                self._retrying.add(held.session_id)
+                self._start(self._catch_up(held.session_id))
             later = min((it.due for it in waiting if it.due > now), default=now + 60 * SECOND)
             await _within((later - now) / SECOND, self._changed)
 

@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import ssl
-from collections import defaultdict
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from runlane_server.webhooks.connections import Connection, Endpoint, IdleConnections
 from runlane_server.webhooks.destination import Destinations, Refused, Target
+from runlane_server.webhooks.names import Names
 
 TIMEOUT = 15.0
 """Seconds for a delivery, from the resolution of the name to the end of the answer."""
 
 MAX_ANSWER = 16 << 10
 """Bytes of the head of an answer, and of its body."""
-
-MAX_IDLE = 16
-"""Idle connections kept for each endpoint."""
-
-IDLE_SECONDS = 20.0
-RESOLVERS = 16
-"""Threads that resolve names. A name server that does not answer holds one."""
 
 MAX_ADDRESSES = 3
 """Addresses of a name that are tried."""
@@ -59,40 +51,29 @@ class Answer:
     content: bytes
 
 
-@dataclass(slots=True)
-class _Connection:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    used_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
-
-    def close(self) -> None:
-        self.writer.transport.abort()
-
-
 class Sender:
     """Posts deliveries, and keeps connections for the next ones."""
 
     def __init__(self, destinations: Destinations, *, timeout: float = TIMEOUT) -> None:
         self._destinations = destinations
         self._timeout = timeout
-        self._idle: defaultdict[tuple[bool, str, int], list[_Connection]] = defaultdict(list)
+        self._idle = IdleConnections()
         self._tls: ssl.SSLContext | None = None
-        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook-names")
+        self._names = Names()
 
     def close(self) -> None:
         """Closes all idle connections."""
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
-        self._idle.clear()
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
+        self._idle.close()
+        self._names.close()
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Sends a request. Raises DeliveryFailed if there is no answer."""
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, tenant: str
+    ) -> Answer:
+        """Sends a request. Raises DeliveryFailed if there is no answer, and NamesBusy."""
         try:
             target = Target.parse(url)
             async with asyncio.timeout(self._timeout):
-                return await self._post(target, _encode(target, headers, body))
+                return await self._post(target, _encode(target, headers, body), tenant)
         except TimeoutError:
             raise DeliveryFailed(f"no answer within {self._timeout:g} s") from None
         except (Refused, ValueError) as error:
@@ -102,15 +83,16 @@ class Sender:
         except (OSError, _Silent) as error:
             raise DeliveryFailed(_why(error)) from error
 
-    async def _post(self, target: Target, request: bytes) -> Answer:
-        kept = self._take_idle(target)
+    async def _post(self, target: Target, request: bytes, tenant: str) -> Answer:
+        endpoint = Endpoint(tenant, target.is_https, target.host, target.port)
+        kept = self._idle.take(endpoint)
         if kept is not None:
             # The endpoint may have closed it; a delivery may arrive twice anyway.
             with suppress(OSError, _Silent):
-                return await self._exchange(target, kept, request)
-        return await self._exchange(target, await self._connect(target), request)
+                return await self._exchange(endpoint, kept, request)
+        return await self._exchange(endpoint, await self._connect(target, endpoint), request)
 
-    async def _exchange(self, target: Target, connection: _Connection, request: bytes) -> Answer:
+    async def _exchange(self, endpoint: Endpoint, connection: Connection, request: bytes) -> Answer:
         reusable = False
         try:
             connection.writer.write(request)
@@ -119,56 +101,28 @@ class Sender:
             return answer
         finally:
             if reusable:
-                self._put_back(target, connection)
+                self._idle.put(endpoint, connection)
             else:
                 connection.close()
 
-    def _take_idle(self, target: Target) -> _Connection | None:
-        idle = self._idle.get((target.is_https, target.host, target.port), [])
-        now = asyncio.get_running_loop().time()
-        while idle:
-            connection = idle.pop()
-            if now - connection.used_at < IDLE_SECONDS and not connection.reader.at_eof():
-                return connection
-            connection.close()
-        return None
-
-    def _put_back(self, target: Target, connection: _Connection) -> None:
-        idle = self._idle[target.is_https, target.host, target.port]
-        if len(idle) >= MAX_IDLE:
-            connection.close()
-            return
-        connection.used_at = asyncio.get_running_loop().time()
-        idle.append(connection)
-
-    async def _connect(self, target: Target) -> _Connection:
-        addresses = await self._resolve(target)
+    async def _connect(self, target: Target, endpoint: Endpoint) -> Connection:
+        addresses = await self._resolve(target, endpoint.tenant)
+        tls = self._context() if target.is_https else None
         for n, address in enumerate(addresses, 1):
             try:
-                reader, writer = await asyncio.open_connection(
-                    address,
-                    target.port,
-                    ssl=self._context() if target.is_https else None,
-                    server_hostname=target.host if target.is_https else None,
-                    limit=MAX_ANSWER,
-                )
+                return await Connection.open(address, endpoint, tls=tls, limit=MAX_ANSWER)
             except ssl.SSLError:
                 raise
             except OSError:
                 if n == len(addresses):
                     raise
-            else:
-                return _Connection(reader, writer)
         raise AssertionError("unreachable")
 
-    async def _resolve(self, target: Target) -> list[str]:
+    async def _resolve(self, target: Target, tenant: str) -> Sequence[str]:
         """The addresses of a host. Raises Refused if one of them is not allowed."""
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._resolvers,
-            lambda: socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM),
-        )
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = await self._names.addresses(target.host, tenant)
+        if not addresses:
+            raise Refused("the name of the host cannot be resolved")
         for address in addresses:
             self._destinations.check(address, is_https=target.is_https)
         return addresses[:MAX_ADDRESSES]
@@ -245,8 +199,6 @@ def _encode(target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
 def _why(error: Exception) -> str:
     if isinstance(error, _Silent):
         return "the connection was closed without an answer"
-    if isinstance(error, socket.gaierror):
-        return "the name of the host cannot be resolved"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     return "connection failed"

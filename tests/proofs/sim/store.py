@@ -357,7 +357,8 @@ class SimStore:
 
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
         """Changes a session."""
-        return await self._read(lambda: self._disk.data.edit_session(key, before, after))
+        write = self._disk.data.edit_session
+        return bool(await self._write(lambda: write(key, before, after), lane=key))
 
     async def get_run(self, key: RunKey) -> Run | None:
         """A run."""

@@ -38,6 +38,7 @@ log = structlog.get_logger()
 WORKER_LOST = "the worker that executed it was lost"
 HANDED_BACK = "the worker that executed it was shut down"
 NEVER_BEGUN = "the worker that was to execute it was lost"
+NOT_BEGUN = "the worker that was to execute it did not begin"
 REFUSED = "the server refused what the worker sent again and again"
 GIVEN_BACK = f"workers gave it back {MAX_RETURNS} times in a row"
 """Messages of runs that end INTERRUPTED."""
@@ -58,7 +59,8 @@ def _ignore() -> None:
 class Execution:
     """What the worker has sent for the attempt, and the stream that it is connected by, if any.
 
-    Without a connection for `lease` seconds the attempt is lost (R35).
+    Without a connection for `lease` seconds the attempt is lost (R35). A turn that the worker does
+    not begin within that time starts elsewhere, and no attempt is lost.
     """
 
     def __init__(
@@ -145,10 +147,13 @@ class Execution:
     # --- The connection -----------------------------------------------------------------------
 
     def assign(self, slot: Slot) -> None:
-        """Gives the turn to a worker."""
+        """Gives the turn to a worker, which has the time of a worker lease to begin it: one that
+        offers and never reads must not hold the run."""
         self.has_slot = True
         self._attach(slot)
         slot.put(Assigned(self.turn, self.agent))
+        if not self._has_begun:
+            self._start_timer(HandedBack(NOT_BEGUN))
 
     def resume(self, slot: Slot, received: Collection[str]) -> None:
         """Connects the worker again, which has the prompts of the folded runs in `received`."""
@@ -194,9 +199,12 @@ class Execution:
     def wait_for_worker(self) -> None:
         """Starts the worker lease."""
         if not self._outcome.done():
-            self._cancel_timer()
-            loop = asyncio.get_running_loop()
-            self._lease_timer = loop.call_later(self._lease, self.lose, self._why_lost)
+            self._start_timer(AttemptLost(self._why_lost))
+
+    def _start_timer(self, error: AttemptLost) -> None:
+        self._cancel_timer()
+        loop = asyncio.get_running_loop()
+        self._lease_timer = loop.call_later(self._lease, self._settle, error)
 
     def lose(self, why: str) -> None:
         """Gives the worker up."""
@@ -230,7 +238,9 @@ class Execution:
 
     def begin(self) -> None:
         """The worker has the turn."""
-        self._has_begun = True
+        if not self._has_begun:
+            self._has_begun = True
+            self._cancel_timer()
 
     def refuse(self, error: AgentError) -> None:
         """Fails the run because of what its agent sent."""

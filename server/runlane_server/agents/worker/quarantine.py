@@ -1,4 +1,4 @@
-"""Workers that fail again and again get turns only after a backoff.
+"""Workers at fault again and again get turns only after a backoff.
 
 A worker is known by its tenant and its id. An id costs nothing, so the caller whose token the
 workers use is counted too, with more patience: one bad worker must not stop its siblings.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 WORKER_FAULTS = 5
@@ -24,6 +25,15 @@ MAX_BACKOFF = 60.0
 
 MAX_KNOWN = 10_000
 """Workers and callers whose faults are known. The one with the oldest fault is forgotten first."""
+
+
+class Fault(StrEnum):
+    """What a worker is blamed for, as the log says it: never in the words of its agent, which may
+    repeat a prompt."""
+
+    LOST = "an attempt was lost"
+    RETURNED = "a turn was lost before it began"
+    REFUSED = "a message was refused"
 
 
 class Party(NamedTuple):

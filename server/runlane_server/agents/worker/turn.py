@@ -33,6 +33,13 @@ class AttemptEnd:
             self.committed.set_result(None)
 
 
+class JsonText(str):
+    """A value of an agent as JSON that was read and written once: strict, compact, without lone
+    surrogates. As the value of an event it stands for what it says, not for a string."""
+
+    __slots__ = ()
+
+
 class KeptStep(NamedTuple):
     """The result of a step; among the events of a worker it has a number of its own."""
 

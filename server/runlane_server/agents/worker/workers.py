@@ -15,7 +15,7 @@ import structlog
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.worker.execution import GIVEN_BACK, REFUSED, WORKER_LOST, Execution
 from runlane_server.agents.worker.offers import Offers
-from runlane_server.agents.worker.quarantine import Party, Quarantine
+from runlane_server.agents.worker.quarantine import Fault, Party, Quarantine
 from runlane_server.agents.worker.returns import Returns
 from runlane_server.agents.worker.slot import Resumption, Slot
 from runlane_server.agents.worker.turn import AttemptLost, HandedBack
@@ -224,7 +224,7 @@ class Workers:
         if execution.refusals >= MAX_REFUSALS:
             execution.lose(REFUSED)
         else:
-            self._blame(slot, "its messages are refused")
+            self._blame(slot, Fault.REFUSED)
 
     def _is_barred(self, slot: Slot) -> bool:
         return slot.tenant is not None and self.quarantine.is_barred(
@@ -235,7 +235,7 @@ class Workers:
         if slot is not None and slot.tenant is not None:
             self.quarantine.clear(slot.tenant, slot.caller, slot.worker_id)
 
-    def _blame(self, slot: Slot | None, fault: str) -> None:
+    def _blame(self, slot: Slot | None, fault: Fault) -> None:
         """Counts a fault of a worker. Processes of this server are watched otherwise."""
         if slot is None or slot.tenant is None:
             return
@@ -246,7 +246,7 @@ class Workers:
                 caller=party.caller,
                 tenant=party.tenant,
                 seconds=seconds,
-                last_fault=fault,
+                last_fault=fault.value,
             )
             asyncio.get_running_loop().call_later(seconds, self._release, party)
             for each in list(self._slots):
@@ -302,9 +302,9 @@ class Workers:
             self._returns.forget(key)
         if error is None:
             self._praise(execution.worker)
-        elif not isinstance(error, HandedBack) or execution.handed_back_by is None:
-            # A worker that hands a run back because it stops is not at fault.
-            self._blame(execution.worker, error.message)
+        elif _is_at_fault(execution, error):
+            returned = isinstance(error, HandedBack)
+            self._blame(execution.worker, Fault.RETURNED if returned else Fault.LOST)
         return error
 
     def end(self, execution: Execution) -> None:
@@ -367,3 +367,13 @@ class Workers:
             raise StoreUnavailable(
                 "the attempt could not be continued on this node; reconnect and resume"
             ) from None
+
+
+def _is_at_fault(execution: Execution, error: AgentError) -> bool:
+    """Whether the worker is to blame for the end of its attempt.
+
+    Any other error is the agent's answer to a prompt. Who may only send prompts must not be able
+    to stop the workers. A worker that hands a run back because it stops is not at fault either.
+    """
+    is_drain = isinstance(error, HandedBack) and execution.handed_back_by is not None
+    return isinstance(error, AttemptLost) and not is_drain

@@ -177,7 +177,10 @@ class MemoryStore:
         publish_lane(self.listener, LaneChange(session.key, 0, 1))
 
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
-        return self._tables.edit_session(key, before, after)
+        version = self._tables.edit_session(key, before, after)
+        if version:
+            publish_lane(self.listener, LaneChange(key, version - 1, version))
+        return version > 0
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         removed = self._log.remove(before, limit, keep_bytes)

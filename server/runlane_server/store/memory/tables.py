@@ -140,13 +140,15 @@ class Tables:
         row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
         row.stored_bytes = session_weight(new.title, new.metadata)
 
-    def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
-        """Writes what callers may change of a session, if it is what it was."""
+    def edit_session(self, key: SessionKey, before: Session, after: Session) -> int:
+        """Writes what callers may change of a session, if it is what it was.
+
+        Returns the new version of the lane; 0 if nothing was written.
+        """
         row = self.sessions.get(key)
         if row is None or row.session.etag != before.etag:
-            return False
-        if after.agent != row.session.agent:
-            row.lane = row.lane._replace(agent=after.agent, version=row.lane.version + 1)
+            return 0
+        row.lane = row.lane._replace(agent=after.agent, version=row.lane.version + 1)
         row.session = replace(
             row.session,
             title=after.title,
@@ -155,7 +157,7 @@ class Tables:
             updated_at=max(row.session.updated_at, after.updated_at),
         )
         row.stored_bytes += session_growth(before, after)
-        return True
+        return row.lane.version
 
     def lane(self, key: SessionKey) -> Lane:
         """The lane of a session. It counts the events of the active run, as a commit may have been

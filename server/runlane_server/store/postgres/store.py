@@ -49,8 +49,9 @@ from runlane_server.store.base import (
 from runlane_server.store.batching import encoded
 from runlane_server.store.codec import RUN_COMPLETE, encode_metadata, encode_part
 from runlane_server.store.compaction import largest_log
+from runlane_server.store.fanout import publish_lane
 from runlane_server.store.inputs import due_inputs, input_from, inputs_page
-from runlane_server.store.lane_log import LanePage, LanePlace
+from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.lookup import (
     ALL_RUNS,
     ALL_SESSIONS,
@@ -243,7 +244,7 @@ class PostgresStore:
 
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
         """See `base.Store`. Beside the commits of the writer."""
-        row = await self._row(
+        row: Any = await self._row(
             "edit_session",
             *_escaped(key),
             after.agent,
@@ -255,7 +256,11 @@ class PostgresStore:
             encode_metadata(before.metadata),
             before.agent,
         )
-        return row is not None
+        if row is None:
+            return False
+        version: int = row["version"]
+        publish_lane(self.listener, LaneChange(key, version - 1, version))
+        return True
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """See `base.Store`. One round trip for each step, one for the sizes, two after a removal,

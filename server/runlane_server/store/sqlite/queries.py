@@ -79,6 +79,12 @@ def lane(db: sqlite3.Connection, key: SessionKey) -> Lane:
     return lane_from(key, lambda: _lane(key, rows)) if rows else Lane(key)
 
 
+def lane_version(db: sqlite3.Connection, key: SessionKey) -> int:
+    """The version of a lane; 0 if there is no session."""
+    row = db.execute(SQL["lane_version"], key).fetchone()
+    return 0 if row is None else int(row["version"])
+
+
 def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
     version, accept_seq, turn, agent = rows[0][:4]
     runs = [_lane_run(*tuple(row)[4:]) for row in rows if row["run_id"] is not None]

@@ -199,21 +199,31 @@ def session_unit(session: NewSession, future: Future[Result]) -> Unit:
     )
 
 
-def edit_unit(key: SessionKey, before: Session, after: Session, future: Future[Result]) -> Unit:
+def edit_unit(
+    base_version: int, key: SessionKey, before: Session, after: Session, future: Future[Result]
+) -> Unit:
     """The unit of a session that a caller has changed."""
+    version = base_version + 1
     row = (
-        after.agent,
+        version,
         after.title,
         encode_metadata(after.metadata),
         after.agent,
         session_growth(before, after),
         after.updated_at,
         *key,
+        base_version,
         before.title,
         encode_metadata(before.metadata),
         before.agent,
     )
-    return Unit(key.tenant, {"edit_session": [row]}, future, lane=key)
+    return Unit(
+        key.tenant,
+        {"edit_session": [row]},
+        future,
+        lane=key,
+        lane_change=LaneChange(key, base_version, version),
+    )
 
 
 def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:

@@ -179,8 +179,9 @@ class SqliteStore:
         await self._writing.write(session_unit(session, _future()))
 
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
+        version = await self._look_up(queries.lane_version, key)
         try:
-            await self._writing.write(edit_unit(key, before, after, _future()))
+            await self._writing.write(edit_unit(version, key, before, after, _future()))
         except Stale:
             return False
         return True

@@ -1,6 +1,6 @@
-// A Runlane client in one file: runs prompts, cancels runs, and watches completions.
+// A Runlane client in one file: runs prompts, cancels runs, and watches completions and sessions.
 //
-// C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
+// C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
 package main
 
 import (
@@ -28,14 +28,16 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pb "runlane.example/gen/go/runlane/v1"
 )
 
 const usage = `usage:
-  run SESSION PROMPT [--run-id ID] [--max-attempts N]
+  run SESSION PROMPT [--run-id ID] [--max-attempts N] [--answer TEXT]
   cancel SESSION [--run-id ID]
   watch [--cursor-file FILE] [--count N] [--silence SECONDS]
+  session SESSION [--cursor-file FILE] [--count N] [--silence SECONDS]
 options of all: --target HOST:PORT, --timeout SECONDS
 `
 
@@ -52,7 +54,7 @@ const (
 // remembered is how many completions watch remembers: a repeated one soon follows the first.
 const remembered = 1024
 
-// --- The three commands --------------------------------------------------------------------------
+// --- The four commands ---------------------------------------------------------------------------
 
 // run accepts a run, prints its text as it arrives, and reports its end.
 func run(ctx context.Context, c *connection, o options) (int, error) {
@@ -84,11 +86,12 @@ func acceptAndFollow(ctx context.Context, c *connection, o options) (*pb.RunComp
 		return nil, err
 	}
 	logf("accepted %s", o.runID)
-	return follow(ctx, c, o.runID)
+	return follow(ctx, c, o)
 }
 
 // follow prints the text of a run as it arrives, each piece once; it returns the end of the run.
-func follow(ctx context.Context, c *connection, runID string) (*pb.RunComplete, error) {
+func follow(ctx context.Context, c *connection, o options) (*pb.RunComplete, error) {
+	runID := o.runID
 	var lastIndex int64
 	var complete *pb.RunComplete
 	err := resumed(ctx, stream[pb.SubscribeRunResponse]{
@@ -110,6 +113,11 @@ func follow(ctx context.Context, c *connection, runID string) (*pb.RunComplete, 
 				// C8: the node of the first attempt was lost; the answer starts over.
 				logf("attempt %d", started.Attempt)
 			}
+			if asked := event.GetInputRequested(); asked != nil {
+				if err := ask(ctx, c, asked.InputRequest, o.answer); err != nil {
+					return false, err
+				}
+			}
 			complete = event.GetRunComplete()
 			return complete != nil, nil
 		},
@@ -120,6 +128,45 @@ func follow(ctx context.Context, c *connection, runID string) (*pb.RunComplete, 
 		return removed(ctx, c, runID, lastIndex)
 	}
 	return complete, err
+}
+
+// ask shows a question, and answers it if there is an answer (C14).
+func ask(ctx context.Context, c *connection, asked *pb.InputRequest, answer string) error {
+	logf("asked %s %s", asked.InputRequestId, asked.Text)
+	if answer == "" {
+		return nil // somebody else answers
+	}
+	request := &pb.AnswerInputRequest{
+		InputRequestId: asked.InputRequestId,
+		// Every attempt sends the same id, created before the first one.
+		AnswerId:       uuid.Must(uuid.NewV7()).String(),
+		QuestionDigest: asked.QuestionDigest,
+	}
+	switch asked.Kind {
+	case pb.InputKind_INPUT_KIND_APPROVAL:
+		approval := &pb.Approval{Approved: answer == "yes"}
+		request.Answer = &pb.AnswerInputRequest_Approval{Approval: approval}
+	case pb.InputKind_INPUT_KIND_CHOICE:
+		request.Answer = &pb.AnswerInputRequest_Choice{Choice: answer}
+	case pb.InputKind_INPUT_KIND_FORM:
+		request.Answer = &pb.AnswerInputRequest_FormJson{FormJson: answer}
+	default:
+		request.Answer = &pb.AnswerInputRequest_Text{Text: answer}
+	}
+	response, err := call(ctx, c, c.runs.AnswerInput, request, (*failure).mayPass)
+	var f *failure
+	switch {
+	case errors.As(err, &f) && f.reason == "INPUT_CLOSED":
+		logf("closed %s", asked.InputRequestId)
+		return nil
+	case err != nil:
+		return err
+	case response.AcceptedThisAnswer:
+		logf("answered %s", asked.InputRequestId)
+	default:
+		logf("answered before %s", asked.InputRequestId)
+	}
+	return nil
 }
 
 // removed returns the end of a run whose events are compacted, because its id was used long ago.
@@ -211,6 +258,94 @@ func watch(ctx context.Context, c *connection, o options) (int, error) {
 	return completed, err
 }
 
+// session prints a session as it is, and what happens in it, across lost connections and restarts of
+// the program.
+func session(ctx context.Context, c *connection, o options) (int, error) {
+	cursor, err := readCursor(o.cursorFile)
+	if err != nil {
+		return wrong, err
+	}
+	watching := false
+	printed := 0
+	var parts *pb.SubscribeSessionResponse_Snapshot
+	err = resumed(ctx, stream[pb.SubscribeSessionResponse]{
+		silence: o.silence,
+		open: func(ctx context.Context) (grpc.ServerStreamingClient[pb.SubscribeSessionResponse], error) {
+			// C15: the parts of a snapshot whose rest was lost are void.
+			parts = &pb.SubscribeSessionResponse_Snapshot{}
+			request := &pb.SubscribeSessionRequest{SessionIds: o.words, WithDeltas: true}
+			if cursor != "" {
+				request.Cursors = []string{cursor}
+			}
+			return c.sessions.SubscribeSession(c.outgoing(ctx), request)
+		},
+		deal: func(message *pb.SubscribeSessionResponse) (bool, error) {
+			if !watching {
+				logf("watching")
+				watching = true
+			}
+			gone := false
+			switch event := message.Event.(type) {
+			case *pb.SubscribeSessionResponse_Snapshot_:
+				proto.Merge(parts, event.Snapshot) // appends to the lists
+				if !event.Snapshot.Continues {
+					printSnapshot(parts)
+				}
+			case *pb.SubscribeSessionResponse_RunEvent:
+				printEvent(event.RunEvent.RunId, event.RunEvent.Event)
+				if event.RunEvent.Event.GetRunComplete() != nil {
+					printed++
+				}
+			case *pb.SubscribeSessionResponse_SessionChanged_:
+				if gone = event.SessionChanged.Session == nil; gone {
+					fmt.Println("deleted")
+				}
+			}
+			if message.Cursor == "" && !gone {
+				return false, nil // a mark, or a part of a snapshot
+			}
+			// C15: only after the event is processed.
+			cursor = message.Cursor
+			return gone || (o.count > 0 && printed >= o.count), writeCursor(o.cursorFile, cursor)
+		},
+		lost: func(f *failure) error {
+			if f.reason == "CURSOR_COMPACTED" && cursor != "" {
+				// C15: a snapshot shows what the lost events have led to.
+				logf("events after %s are gone", cursor)
+				cursor = ""
+				return nil
+			}
+			return reconnecting(f)
+		},
+	})
+	return completed, err
+}
+
+// printSnapshot prints the active run, the waiting runs, and the output of the active run so far.
+func printSnapshot(snapshot *pb.SubscribeSessionResponse_Snapshot) {
+	active := "-"
+	if snapshot.ActiveRun != nil {
+		active = snapshot.ActiveRun.RunId
+	}
+	words := []string{"snapshot", active}
+	for _, waiting := range snapshot.Queue {
+		words = append(words, waiting.RunId)
+	}
+	fmt.Println(strings.Join(words, " "))
+	for _, event := range snapshot.Output {
+		printEvent(active, event)
+	}
+}
+
+func printEvent(runID string, event *pb.RunEvent) {
+	if delta := event.GetTextDelta(); delta != nil {
+		fmt.Println(runID, "text", delta.Text)
+	}
+	if end := event.GetRunComplete(); end != nil {
+		fmt.Println(runID, stateName(end.State), reasonName(end.FinishReason))
+	}
+}
+
 // ends remembers the completions that were printed (C10).
 type ends struct {
 	seen  map[string]bool
@@ -266,9 +401,10 @@ func writeCursor(file, cursor string) error {
 // --- The connection ------------------------------------------------------------------------------
 
 type connection struct {
-	runs    pb.RunServiceClient
-	token   string
-	timeout time.Duration // of a call, including its retries
+	runs     pb.RunServiceClient
+	sessions pb.SessionServiceClient
+	token    string
+	timeout  time.Duration // of a call, including its retries
 }
 
 func connect(o options) (*connection, error) {
@@ -300,7 +436,12 @@ func connect(o options) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &connection{runs: pb.NewRunServiceClient(channel), token: token, timeout: o.timeout}, nil
+	return &connection{
+		runs:     pb.NewRunServiceClient(channel),
+		sessions: pb.NewSessionServiceClient(channel),
+		token:    token,
+		timeout:  o.timeout,
+	}, nil
 }
 
 // isLocal reports whether a target is certainly on this machine. Other names may resolve to any machine.
@@ -542,6 +683,7 @@ type options struct {
 	timeout     time.Duration
 	runID       string
 	maxAttempts int32
+	answer      string
 	cursorFile  string
 	count       int
 	silence     time.Duration
@@ -554,7 +696,9 @@ type command struct {
 
 // parse reads the arguments; options may precede or follow the words.
 func parse(args []string) (command, options, error) {
-	commands := map[string]command{"run": {run, 2}, "cancel": {cancel, 1}, "watch": {watch, 0}}
+	commands := map[string]command{
+		"run": {run, 2}, "cancel": {cancel, 1}, "watch": {watch, 0}, "session": {session, 1},
+	}
 	if len(args) == 0 {
 		return command{}, options{}, errors.New("a command is missing")
 	}
@@ -574,10 +718,11 @@ func parse(args []string) (command, options, error) {
 			o.maxAttempts = int32(number)
 			return err
 		})
+		flags.StringVar(&o.answer, "answer", "", "")
 		fallthrough
 	case "cancel":
 		flags.StringVar(&o.runID, "run-id", "", "")
-	case "watch":
+	case "watch", "session":
 		flags.StringVar(&o.cursorFile, "cursor-file", "", "")
 		flags.IntVar(&o.count, "count", 0, "")
 		flags.Func("silence", "", seconds(&o.silence))

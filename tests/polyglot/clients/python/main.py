@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
 from runlane import (
+    Answer,
     Client,
     CursorCompacted,
     EventBody,
+    InputClosed,
+    InputKind,
+    InputRequest,
+    InputRequested,
     RunComplete,
+    RunEvent,
     RunHandle,
     RunlaneError,
     RunState,
+    SessionChanged,
+    SessionEvent,
+    SessionRunEvent,
+    SessionSnapshot,
+    SessionStream,
     Started,
     Subscription,
     TextDelta,
@@ -57,7 +69,7 @@ async def run(client: Client, args: argparse.Namespace) -> int:
     accepting = asyncio.create_task(accept(client, args, run_id))
     try:
         # Shielded: an accept that arrived after its own cancel would leave the run active.
-        return await follow(client, await asyncio.shield(accepting))
+        return await follow(client, await asyncio.shield(accepting), args.answer)
     except asyncio.CancelledError:
         await asyncio.wait([accepting])
         try:
@@ -79,11 +91,13 @@ async def accept(client: Client, args: argparse.Namespace, run_id: str) -> RunHa
     return handle
 
 
-async def follow(client: Client, handle: RunHandle) -> int:
+async def follow(client: Client, handle: RunHandle, answer: str | None) -> int:
     complete = None
     try:
         async for event in handle.events(on_lost=reconnecting):
             complete = show(event.body)
+            if isinstance(event.body, InputRequested):
+                await ask(client, event.body.input_request, answer)
     except CursorCompacted:  # C12: its events are compacted, because its id was used long ago
         complete = (await client.get_run(handle.run_id)).run_complete
         if complete is not None:
@@ -105,6 +119,32 @@ def show(body: EventBody) -> RunComplete | None:
         case RunComplete() as complete:
             return complete
     return None
+
+
+async def ask(client: Client, asked: InputRequest, answer: str | None) -> None:
+    """Shows a question, and answers it if there is an answer (C14)."""
+    log(f"asked {asked.input_request_id} {asked.text}")
+    if answer is None:
+        return
+    try:
+        # The client creates the id of the answer, and repeats it with every attempt.
+        receipt = await client.answer_input(asked, answer_to(asked.kind, answer))
+    except InputClosed:
+        log(f"closed {asked.input_request_id}")
+    else:
+        word = "answered" if receipt.accepted else "answered before"
+        log(f"{word} {asked.input_request_id}")
+
+
+def answer_to(kind: InputKind, text: str) -> Answer:
+    match kind:
+        case InputKind.APPROVAL:
+            return text == "yes"
+        case InputKind.FORM:
+            form: dict[str, object] = json.loads(text)
+            return form
+        case _:
+            return text
 
 
 async def cancel(client: Client, args: argparse.Namespace) -> int:
@@ -143,6 +183,66 @@ async def ends(subscription: Subscription, args: argparse.Namespace) -> int:
     return 0
 
 
+async def session(client: Client, args: argparse.Namespace) -> int:
+    """Prints a session as it is, and what happens in it (C15)."""
+    kept = args.cursor_file.read_text().strip() if args.cursor_file.exists() else ""
+    while True:
+        stream = client.subscribe_session(
+            args.session,
+            cursors={args.session: kept} if kept else {},
+            silence=args.silence,
+            on_lost=reconnecting,
+        )
+        try:
+            return await happens(stream, args)
+        except CursorCompacted:  # a snapshot shows what the lost events have led to
+            log(f"events after {kept or stream.cursors[args.session]} are gone")
+            kept = ""
+
+
+async def happens(stream: SessionStream, args: argparse.Namespace) -> int:
+    """Prints what happens in a session until `--count` is reached, or it is deleted."""
+    watching = False
+    async with stream:
+        async for event in stream:
+            if not watching:
+                log("watching")
+                watching = True
+            deleted = show_session(event)
+            ended = isinstance(event.body, SessionRunEvent) and isinstance(
+                event.body.event.body, RunComplete
+            )
+            args.count -= ended
+            keep(args.cursor_file, event.cursor)  # after the event
+            if deleted or args.count == 0:
+                break
+    return 0
+
+
+def show_session(event: SessionEvent) -> bool:
+    """Prints what happened in a session; returns whether it was deleted."""
+    match event.body:
+        case SessionSnapshot(active_run=run, queue=queue, output=output):
+            active = run.run_id if run else "-"
+            print("snapshot", active, *(waiting.run_id for waiting in queue), flush=True)
+            for each in output:
+                show_event(active, each)
+        case SessionRunEvent(run_id=run_id, event=each):
+            show_event(run_id, each)
+        case SessionChanged(session=None):
+            print("deleted", flush=True)
+            return True
+    return False
+
+
+def show_event(run_id: str, event: RunEvent) -> None:
+    match event.body:
+        case TextDelta(text=text):
+            print(run_id, "text", text, flush=True)
+        case RunComplete() as complete:
+            print(run_id, complete.state.name, reason(complete), flush=True)
+
+
 def keep(file: Path, cursor: str) -> None:
     """Replaces the file atomically, so that a crash leaves the old cursor or the new one."""
     if file != Path(os.devnull):
@@ -157,10 +257,12 @@ def arguments() -> argparse.Namespace:
     common.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
     parser = argparse.ArgumentParser(description="Runs, cancels and watches runs of Runlane.")
     commands = parser.add_subparsers(required=True)
-    for command in (run, cancel, watch):
+    for command in (run, cancel, watch, session):
         words = commands.add_parser(command.__name__, parents=[common])
         words.set_defaults(command=command)
-        if command is watch:
+        if command is session:
+            words.add_argument("session")
+        if command in (watch, session):
             words.add_argument("--cursor-file", type=Path, default=Path(os.devnull))
             words.add_argument("--count", type=int, default=-1)
             words.add_argument("--silence", type=float, default=45.0, metavar="SECONDS")
@@ -170,6 +272,7 @@ def arguments() -> argparse.Namespace:
         if command is run:
             words.add_argument("prompt")
             words.add_argument("--max-attempts", type=int, default=1)
+            words.add_argument("--answer", metavar="TEXT")
     return parser.parse_args()
 
 

@@ -6,7 +6,11 @@ const PROTO: &str = "../../../../proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO}");
-    let files = protox::compile(["runlane/v1/run_service.proto"], [PROTO])?;
+    let services = [
+        "runlane/v1/run_service.proto",
+        "runlane/v1/session_service.proto",
+    ];
+    let files = protox::compile(services, [PROTO])?;
     tonic_prost_build::configure()
         .build_server(false)
         .compile_fds(files)?;

@@ -426,9 +426,8 @@ FROM (
 WHERE before <= $6 ORDER BY turn, ordinal;
 
 -- name: edit_session
--- Nodes notice a new agent by the version of the lane.
 UPDATE sessions SET
-    version = version + CASE WHEN agent = $3 THEN 0 ELSE 1 END,
+    version = version + 1,
     title = $4,
     metadata = $5,
     agent = $3,
@@ -436,7 +435,7 @@ UPDATE sessions SET
     updated_at = greatest(updated_at, $7)
 WHERE tenant = $1 AND session_id = $2 AND title = $8 AND metadata IS NOT DISTINCT FROM $9
     AND agent = $10
-RETURNING true AS edited;
+RETURNING version;
 
 -- name: turn_of_run
 SELECT turn FROM runs WHERE tenant = $1 AND run_id = $2 AND session_id = $3;

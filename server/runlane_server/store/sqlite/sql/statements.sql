@@ -35,15 +35,15 @@ UPDATE sessions SET
 WHERE tenant = ? AND session_id = ? AND version = ?;
 
 -- name: edit_session
--- Other nodes and the cache of this one notice a new agent by the version of the lane.
 UPDATE sessions SET
-    version = version + (agent <> ?),
+    version = ?,
     title = ?,
     metadata = ?,
     agent = ?,
     stored_bytes = stored_bytes + ?,
     updated_at = max(updated_at, ?)
-WHERE tenant = ? AND session_id = ? AND title = ? AND metadata IS ? AND agent = ?;
+WHERE tenant = ? AND session_id = ? AND version = ?
+    AND title = ? AND metadata IS ? AND agent = ?;
 
 -- name: delete_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
@@ -431,6 +431,9 @@ SELECT name, mime_type, content FROM attachments WHERE tenant = ? AND run_id = ?
 SELECT idx, at, kind, body FROM run_events
 WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
 ORDER BY idx LIMIT :limit;
+
+-- name: lane_version
+SELECT version FROM sessions WHERE tenant = ? AND session_id = ?;
 
 -- name: lane_start
 SELECT created_at, (

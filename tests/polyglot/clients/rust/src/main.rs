@@ -1,6 +1,7 @@
-//! A Runlane client in one file: runs prompts, cancels runs, and watches completions.
+//! A Runlane client in one file: runs prompts, cancels runs, and watches completions and
+//! sessions.
 //!
-//! C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
+//! C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
 
 use std::collections::{HashSet, VecDeque};
 use std::error::Error;
@@ -22,12 +23,19 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{FieldViolation, StatusExt};
 use uuid::Uuid;
 
+use v1::SubscribeSessionResponse;
+use v1::answer_input_request::Answer;
 use v1::run_event::Event;
 use v1::run_service_client::RunServiceClient;
+use v1::session_service_client::SessionServiceClient;
 use v1::subscribe_run_complete_request::Start;
 use v1::subscribe_run_complete_response::Event as Ended;
-use v1::{CancelRequest, CancelResponse, FinishReason, GetRunRequest, RunAcceptedRequest};
-use v1::{RunComplete, RunEvent, RunState, SubscribeRunCompleteRequest, SubscribeRunRequest};
+use v1::subscribe_session_response::{Event as Happened, Snapshot};
+use v1::{
+    AnswerInputRequest, Approval, CancelRequest, CancelResponse, FinishReason, GetRunRequest,
+};
+use v1::{InputKind, InputRequest, RunAcceptedRequest, RunComplete, RunEvent, RunState};
+use v1::{SubscribeRunCompleteRequest, SubscribeRunRequest, SubscribeSessionRequest};
 
 /// Generated from `proto/` by build.rs.
 #[allow(clippy::all)]
@@ -67,6 +75,8 @@ enum Verb {
     Cancel(CancelArguments),
     /// Prints every run that ends, across restarts
     Watch(WatchArguments),
+    /// Prints a session and what happens in it
+    Session(SessionArguments),
 }
 
 #[derive(Args)]
@@ -79,6 +89,10 @@ struct RunArguments {
     /// Maximum number of attempts, if nodes are lost
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(i32).range(1..))]
     max_attempts: i32,
+    /// The answer to the agent's questions; without one, someone else answers
+    // C14.
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    answer: Option<String>,
 }
 
 #[derive(Args)]
@@ -104,6 +118,13 @@ struct WatchArguments {
     silence: Duration,
 }
 
+#[derive(Args)]
+struct SessionArguments {
+    session: String,
+    #[command(flatten)]
+    stream: WatchArguments,
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     match Duration::try_from_secs_f64(number) {
@@ -113,7 +134,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-// --- The three commands --------------------------------------------------------------------------
+// --- The four commands ---------------------------------------------------------------------------
 
 /// Why a command failed.
 enum Problem {
@@ -172,6 +193,11 @@ async fn perform(arguments: Arguments) -> Result<i32, Problem> {
                 .ends(Watcher::new(options)?.watch(&connection))
                 .await
         }
+        Verb::Session(options) => {
+            interrupt
+                .ends(SessionReader::new(options)?.read(&connection))
+                .await
+        }
     }
 }
 
@@ -194,7 +220,7 @@ async fn run(
         accept(connection, request, interrupt).await?;
         log(&format!("accepted {run_id}"));
         interrupt
-            .unless(follow(connection, &run_id))
+            .unless(follow(connection, &run_id, options.answer.as_deref()))
             .await
             .transpose()
     };
@@ -232,7 +258,11 @@ async fn tell_end_of_run(complete: &RunComplete) -> Result<i32, Problem> {
 }
 
 /// C7: writes the text of a run as it arrives, each piece once; returns its end.
-async fn follow(connection: &Connection, run_id: &str) -> Result<RunComplete, Problem> {
+async fn follow(
+    connection: &Connection,
+    run_id: &str,
+    answer: Option<&str>,
+) -> Result<RunComplete, Problem> {
     let mut events = Resumed::new(None);
     let mut last_index = 0;
     loop {
@@ -247,6 +277,14 @@ async fn follow(connection: &Connection, run_id: &str) -> Result<RunComplete, Pr
                     continue;
                 };
                 last_index = event.index;
+                if let Some(Event::InputRequested(asked)) = &event.event {
+                    ask(
+                        connection,
+                        asked.input_request.clone().unwrap_or_default(),
+                        answer,
+                    )
+                    .await?;
+                }
                 if let Some(complete) = show(event).await? {
                     return Ok(complete);
                 }
@@ -272,6 +310,49 @@ async fn show(event: RunEvent) -> io::Result<Option<RunComplete>> {
         _ => {}
     }
     Ok(None)
+}
+
+/// C14: shows a question, and answers it if there is an answer.
+async fn ask(
+    connection: &Connection,
+    asked: InputRequest,
+    answer: Option<&str>,
+) -> Result<(), Failure> {
+    let id = &asked.input_request_id;
+    log(&format!("asked {id} {}", asked.text));
+    let Some(answer) = answer else {
+        return Ok(());
+    };
+    let request = AnswerInputRequest {
+        input_request_id: id.clone(),
+        // Every attempt sends the same id, created before the first one.
+        answer_id: Uuid::now_v7().to_string(),
+        question_digest: asked.question_digest.clone(),
+        answer: Some(answer_to(asked.kind(), answer.to_owned())),
+    };
+    let once = async |request| connection.client().answer_input(request).await;
+    match connection
+        .call(request, once, Failure::may_pass, None)
+        .await
+    {
+        Ok(receipt) if receipt.accepted_this_answer => log(&format!("answered {id}")),
+        Ok(_) => log(&format!("answered before {id}")),
+        Err(failure) if failure.reason == "INPUT_CLOSED" => log(&format!("closed {id}")),
+        Err(failure) => return Err(failure),
+    }
+    Ok(())
+}
+
+fn answer_to(kind: InputKind, text: String) -> Answer {
+    match kind {
+        InputKind::Approval => Answer::Approval(Approval {
+            approved: text == "yes",
+            ..Default::default()
+        }),
+        InputKind::Choice => Answer::Choice(text),
+        InputKind::Form => Answer::FormJson(text),
+        _ => Answer::Text(text),
+    }
 }
 
 /// C12: the end of a run whose events are compacted, because its id was used long ago.
@@ -419,6 +500,136 @@ impl Watcher {
     }
 }
 
+/// C15: prints a session as it is, and what happens in it.
+struct SessionReader {
+    session: String,
+    options: WatchArguments,
+    cursor: Option<String>,
+    /// The parts of the snapshot so far.
+    parts: Vec<Snapshot>,
+    deleted: bool,
+    printed: u64,
+}
+
+impl SessionReader {
+    fn new(arguments: SessionArguments) -> io::Result<Self> {
+        let options = arguments.stream;
+        let cursor = options
+            .cursor_file
+            .as_deref()
+            .map(read_cursor)
+            .transpose()?
+            .flatten();
+        Ok(Self {
+            session: arguments.session,
+            options,
+            cursor,
+            parts: Vec::new(),
+            deleted: false,
+            printed: 0,
+        })
+    }
+
+    async fn read(mut self, connection: &Connection) -> Result<i32, Problem> {
+        let mut messages = Resumed::new(Some(self.options.silence));
+        let mut established = false;
+        while !self.deleted && self.options.count != Some(self.printed) {
+            let request = SubscribeSessionRequest {
+                session_ids: vec![self.session.clone()],
+                cursors: self.cursor.iter().cloned().collect(),
+                with_deltas: true,
+            };
+            let open = async |request| connection.sessions().subscribe_session(request).await;
+            match messages.next(open(connection.request(request))).await {
+                Ok(message) => {
+                    if !established {
+                        log("watching");
+                    }
+                    established = true;
+                    self.deal(message).await?;
+                }
+                Err(failure) => messages.pause(self.lost(failure)?).await,
+            }
+        }
+        Ok(DONE)
+    }
+
+    /// Stores the cursor only after the event is processed.
+    async fn deal(&mut self, message: SubscribeSessionResponse) -> io::Result<()> {
+        match message.event {
+            Some(Happened::Snapshot(part)) => {
+                let continues = part.continues;
+                self.parts.push(part);
+                if !continues {
+                    self.show_snapshot().await?;
+                }
+            }
+            Some(Happened::RunEvent(of)) => {
+                self.show(&of.run_id, of.event.unwrap_or_default()).await?;
+            }
+            Some(Happened::SessionChanged(now)) if now.session.is_none() => {
+                print("deleted\n").await?;
+                self.deleted = true;
+            }
+            // Not shown, or newer than this program.
+            _ => {}
+        }
+        // A mark, or a part of a snapshot, has no cursor.
+        if message.cursor.is_empty() && !self.deleted {
+            return Ok(());
+        }
+        if let Some(file) = &self.options.cursor_file {
+            write_cursor(file, &message.cursor)?;
+        }
+        self.cursor = Some(message.cursor);
+        Ok(())
+    }
+
+    async fn show_snapshot(&mut self) -> io::Result<()> {
+        let parts = std::mem::take(&mut self.parts);
+        let active = parts.iter().find_map(|part| part.active_run.as_ref());
+        let active = active.map_or("-".to_owned(), |run| run.run_id.clone());
+        let mut line = format!("snapshot {active}");
+        for run in parts.iter().flat_map(|part| &part.queue) {
+            line += &format!(" {}", run.run_id);
+        }
+        print(&format!("{line}\n")).await?;
+        for event in parts.into_iter().flat_map(|part| part.output) {
+            self.show(&active, event).await?;
+        }
+        Ok(())
+    }
+
+    async fn show(&mut self, run_id: &str, event: RunEvent) -> io::Result<()> {
+        match event.event {
+            Some(Event::TextDelta(delta)) => {
+                print(&format!("{run_id} text {}\n", delta.text)).await
+            }
+            Some(Event::RunComplete(complete)) => {
+                self.printed += 1;
+                tell_end(&complete).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn lost(&mut self, failure: Failure) -> Result<Failure, Failure> {
+        // The parts of a snapshot whose rest was lost are void.
+        self.parts.clear();
+        match self.cursor.take() {
+            Some(cursor) if failure.reason == "CURSOR_COMPACTED" => {
+                // A snapshot shows what the lost events have led to.
+                log(&format!("events after {cursor} are gone"));
+                Ok(failure)
+            }
+            cursor => {
+                self.cursor = cursor;
+                reconnecting(failure)
+            }
+        }
+    }
+}
+
 async fn tell_end(complete: &RunComplete) -> io::Result<()> {
     let state = state_name(complete.state);
     print(&format!(
@@ -475,6 +686,7 @@ fn write_cursor(file: &Path, cursor: &str) -> io::Result<()> {
 /// A channel, with deadlines and retries for its calls.
 struct Connection {
     client: RunServiceClient<Channel>,
+    sessions: SessionServiceClient<Channel>,
     /// Sent with every call.
     token: Option<MetadataValue<Ascii>>,
     /// Deadline of a unary call, including its retries.
@@ -492,9 +704,10 @@ impl Connection {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        let client = RunServiceClient::new(endpoint.connect_lazy());
+        let channel = endpoint.connect_lazy();
         Ok(Self {
-            client,
+            client: RunServiceClient::new(channel.clone()),
+            sessions: SessionServiceClient::new(channel),
             token: token_for(target)?,
             timeout,
         })
@@ -503,6 +716,11 @@ impl Connection {
     /// A client for one call, on the same channel.
     fn client(&self) -> RunServiceClient<Channel> {
         self.client.clone()
+    }
+
+    /// The same for sessions.
+    fn sessions(&self) -> SessionServiceClient<Channel> {
+        self.sessions.clone()
     }
 
     fn request<M>(&self, message: M) -> Request<M> {

@@ -1,7 +1,7 @@
 /**
- * A Runlane client in one file: runs prompts, cancels runs, and watches completions.
+ * A Runlane client in one file: runs prompts, cancels runs, and watches completions and sessions.
  *
- * C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
+ * C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
  */
 
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
@@ -14,8 +14,11 @@ import * as grpc from '@grpc/grpc-js';
 import { v7 as uuidv7 } from 'uuid';
 
 import { BadRequest, ErrorInfo, RetryInfo, Status } from './gen/rpc_status.js';
+import { InputKind, type InputRequest } from './gen/runlane/v1/input.js';
 import { FinishReason, type RunComplete, type RunEvent, RunState } from './gen/runlane/v1/run.js';
 import {
+  AnswerInputRequest,
+  type AnswerInputResponse,
   CancelRequest,
   type CancelResponse,
   GetRunRequest,
@@ -26,23 +29,31 @@ import {
   SubscribeRunCompleteRequest,
   SubscribeRunRequest,
 } from './gen/runlane/v1/run_service.js';
+import {
+  SessionServiceClient,
+  SubscribeSessionRequest,
+  type SubscribeSessionResponse_Snapshot as Snapshot,
+} from './gen/runlane/v1/session_service.js';
 
 const USAGE = `usage:
-  run SESSION PROMPT [--run-id ID] [--max-attempts N]
+  run SESSION PROMPT [--run-id ID] [--max-attempts N] [--answer TEXT]
   cancel SESSION [--run-id ID]
   watch [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
+  session SESSION [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
 options of all: --target HOST:PORT (127.0.0.1:50051), --timeout SECONDS (10)`;
 
 /** C10: how many completions `watch` remembers. A repeated one soon follows the first. */
 const REMEMBERED = 1024;
 
-// --- The three commands --------------------------------------------------------------------------
+// --- The four commands ---------------------------------------------------------------------------
 
 interface RunOptions {
   sessionId: string;
   prompt: string;
   runId: string;
   maxAttempts: number;
+  /** C14: the answer to the agent's questions; without one, somebody else answers. */
+  answer: string | undefined;
 }
 
 async function run(connection: Connection, options: RunOptions): Promise<number> {
@@ -52,7 +63,7 @@ async function run(connection: Connection, options: RunOptions): Promise<number>
   try {
     await accept(connection, options, interrupt.signal);
     log(`accepted ${options.runId}`);
-    const complete = await follow(connection, options.runId, interrupt.signal);
+    const complete = await follow(connection, options, interrupt.signal);
     await print('\n');
     const state = shortName(RunState, complete.state, 'RUN_STATE_').toLowerCase();
     log(`${state} ${shortName(FinishReason, complete.finishReason, 'FINISH_REASON_')}`);
@@ -92,7 +103,7 @@ function accept(
 /** C7: writes the text of a run as it arrives, each piece once; returns its end. */
 async function follow(
   connection: Connection,
-  runId: string,
+  { runId, answer }: RunOptions,
   interrupted: AbortSignal,
 ): Promise<RunComplete> {
   let lastIndex = 0;
@@ -107,6 +118,9 @@ async function follow(
       lastIndex = event.index;
       if (event.event?.$case === 'runComplete') return event.event.value;
       await show(event);
+      if (event.event?.$case === 'inputRequested' && event.event.value.inputRequest) {
+        await ask(connection, event.event.value.inputRequest, answer, interrupted);
+      }
     }
   } catch (error) {
     if (!(error instanceof Failure && error.reason === 'CURSOR_COMPACTED')) throw error;
@@ -122,6 +136,52 @@ async function show({ event }: RunEvent): Promise<void> {
   } else if (event?.$case === 'started' && event.value.attempt > 1) {
     // C8: the node of the first attempt was lost; the answer starts over.
     log(`attempt ${event.value.attempt}`);
+  }
+}
+
+/** C14: shows a question, and answers it if there is an answer. */
+async function ask(
+  connection: Connection,
+  asked: InputRequest,
+  answer: string | undefined,
+  interrupted: AbortSignal,
+): Promise<void> {
+  const { inputRequestId, questionDigest } = asked;
+  log(`asked ${inputRequestId} ${asked.text}`);
+  if (answer === undefined) return;
+  const request = AnswerInputRequest.fromPartial({
+    inputRequestId,
+    // Every attempt sends the same id, created before the first one.
+    answerId: uuidv7(),
+    questionDigest,
+    answer: answerTo(asked.kind, answer),
+  });
+  try {
+    const { acceptedThisAnswer } = await repeated<AnswerInputResponse>(
+      connection,
+      (options, done) => connection.client.answerInput(request, connection.metadata, options, done),
+      { signal: interrupted },
+    );
+    log(`${acceptedThisAnswer ? 'answered' : 'answered before'} ${inputRequestId}`);
+  } catch (error) {
+    if (!(error instanceof Failure && error.reason === 'INPUT_CLOSED')) throw error;
+    log(`closed ${inputRequestId}`);
+  }
+}
+
+function answerTo(kind: InputKind, value: string): AnswerInputRequest['answer'] {
+  switch (kind) {
+    case InputKind.INPUT_KIND_APPROVAL:
+      return {
+        $case: 'approval',
+        value: { approved: value === 'yes', argumentsJson: '', reason: '' },
+      };
+    case InputKind.INPUT_KIND_CHOICE:
+      return { $case: 'choice', value };
+    case InputKind.INPUT_KIND_FORM:
+      return { $case: 'formJson', value };
+    default:
+      return { $case: 'text', value };
   }
 }
 
@@ -215,6 +275,79 @@ async function watch(connection: Connection, options: WatchOptions): Promise<num
   return 0;
 }
 
+/** C15: prints a session as it is, and what happens in it. */
+async function session(
+  connection: Connection,
+  sessionId: string,
+  { cursorFile, count, silenceMs }: WatchOptions,
+): Promise<number> {
+  exitWhenInterrupted();
+  let cursor = readCursor(cursorFile);
+  let parts: Snapshot[] = [];
+  const open = () => {
+    // The parts of a snapshot whose rest was lost are void.
+    parts = [];
+    return connection.sessions.subscribeSession(
+      SubscribeSessionRequest.fromPartial({
+        sessionIds: [sessionId],
+        cursors: cursor ? [cursor] : [],
+        withDeltas: true,
+      }),
+      connection.metadata,
+    );
+  };
+  const lost = (failure: Failure): void => {
+    if (failure.reason === 'CURSOR_COMPACTED' && cursor) {
+      // A snapshot shows what the lost events have led to.
+      log(`events after ${cursor} are gone`);
+      cursor = undefined;
+    } else {
+      reconnecting(failure);
+    }
+  };
+  let established = false;
+  let printed = 0;
+  for await (const { event, cursor: at } of resumed(open, lost, { silenceMs })) {
+    if (!established) log('watching');
+    established = true;
+    let deleted = false;
+    switch (event?.$case) {
+      case 'snapshot':
+        parts.push(event.value);
+        if (!event.value.continues) await printSnapshot(parts);
+        break;
+      case 'runEvent':
+        await printEvent(event.value.runId, event.value.event);
+        if (event.value.event?.event?.$case === 'runComplete') printed += 1;
+        break;
+      case 'sessionChanged':
+        deleted = event.value.session === undefined;
+        if (deleted) await print('deleted\n');
+        break;
+    }
+    // A mark, or a part of a snapshot, has no cursor.
+    if (at === '' && !deleted) continue;
+    // Only after the event is processed.
+    cursor = at;
+    writeCursor(cursorFile, cursor);
+    if (deleted || printed === count) break;
+  }
+  return 0;
+}
+
+/** Prints the active run, the waiting runs, and the output of the active run so far. */
+async function printSnapshot(parts: Snapshot[]): Promise<void> {
+  const active = parts[0]?.activeRun?.runId ?? '-';
+  const waiting = parts.flatMap(({ queue }) => queue.map(({ runId }) => runId));
+  await print(`${['snapshot', active, ...waiting].join(' ')}\n`);
+  for (const event of parts.flatMap(({ output }) => output)) await printEvent(active, event);
+}
+
+async function printEvent(runId: string, event: RunEvent | undefined): Promise<void> {
+  if (event?.event?.$case === 'textDelta') await print(`${runId} text ${event.event.value.text}\n`);
+  if (event?.event?.$case === 'runComplete') await print(endLine(event.event.value));
+}
+
 /** C12: the cursor that the server names to resume from, if any. */
 function whereToGoOn(failure: Failure): string | undefined {
   const oldest = failure.metadata['oldest_cursor'];
@@ -266,6 +399,7 @@ function writeCursor(file: string | undefined, cursor: string): void {
 
 interface Connection {
   client: RunServiceClient;
+  sessions: SessionServiceClient;
   /** Sent with every call. */
   metadata: grpc.Metadata;
   /** Deadline of a call, including its retries. */
@@ -280,7 +414,8 @@ function connect(target: string, timeoutMs: number): Connection {
     if (!isLocal(target)) throw new UsageError(`the token would go to ${target} unencrypted`);
     metadata.set('authorization', `Bearer ${token}`);
   }
-  const client = new RunServiceClient(target, grpc.credentials.createInsecure(), {
+  const credentials = grpc.credentials.createInsecure();
+  const options = {
     // C11. Without calls too: a server that accepts a connection and stays silent would block
     // the calls that wait for it.
     'grpc.keepalive_time_ms': 20_000,
@@ -293,8 +428,12 @@ function connect(target: string, timeoutMs: number): Connection {
     'grpc.service_config_disable_resolution': 1,
     // C13: a proxy from the environment may be on another machine.
     'grpc.enable_http_proxy': isLocal(target) ? 0 : 1,
-  });
-  return { client, metadata, timeoutMs };
+  };
+  const client = new RunServiceClient(target, credentials, options);
+  // Over the same connection.
+  const channelOverride = client.getChannel();
+  const sessions = new SessionServiceClient(target, credentials, { channelOverride });
+  return { client, sessions, metadata, timeoutMs };
 }
 
 /** Whether a target is certainly on this machine. Other names may resolve to any machine. */
@@ -527,6 +666,7 @@ const OPTIONS = {
   'cursor-file': { type: 'string' },
   count: { type: 'string' },
   silence: { type: 'string' },
+  answer: { type: 'string' },
 } as const;
 
 type Values = { [name in keyof typeof OPTIONS]?: string | undefined };
@@ -558,13 +698,15 @@ function parseVerb(name: string | undefined, words: string[], values: Values): V
       return parseCancel(words, values);
     case 'watch':
       return parseWatch(words, values);
+    case 'session':
+      return parseSession(words, values);
     default:
       throw new UsageError(name === undefined ? 'a verb is missing' : `unknown verb: ${name}`);
   }
 }
 
 function parseRun(words: string[], values: Values): Verb {
-  allow(values, ['run-id', 'max-attempts']);
+  allow(values, ['run-id', 'max-attempts', 'answer']);
   const [sessionId = '', prompt = ''] = expect(words, ['SESSION', 'PROMPT']);
   const options = {
     sessionId,
@@ -572,6 +714,7 @@ function parseRun(words: string[], values: Values): Verb {
     // C1: our own UUIDv7.
     runId: notEmpty(values, 'run-id') ?? uuidv7(),
     maxAttempts: wholeNumber(values, 'max-attempts') ?? 0,
+    answer: notEmpty(values, 'answer'),
   };
   return (connection) => run(connection, options);
 }
@@ -585,14 +728,24 @@ function parseCancel(words: string[], values: Values): Verb {
 }
 
 function parseWatch(words: string[], values: Values): Verb {
-  allow(values, ['cursor-file', 'count', 'silence']);
   expect(words, []);
-  const options = {
+  const options = watchOptions(values);
+  return (connection) => watch(connection, options);
+}
+
+function parseSession(words: string[], values: Values): Verb {
+  const [sessionId = ''] = expect(words, ['SESSION']);
+  const options = watchOptions(values);
+  return (connection) => session(connection, sessionId, options);
+}
+
+function watchOptions(values: Values): WatchOptions {
+  allow(values, ['cursor-file', 'count', 'silence']);
+  return {
     cursorFile: notEmpty(values, 'cursor-file'),
     count: wholeNumber(values, 'count') ?? Infinity,
     silenceMs: milliseconds(values, 'silence') ?? 45_000,
   };
-  return (connection) => watch(connection, options);
 }
 
 function allow(values: Values, names: (keyof Values)[]): void {

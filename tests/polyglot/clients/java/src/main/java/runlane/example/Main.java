@@ -59,6 +59,8 @@ import java.util.function.Consumer;
 import java.util.function.Function;
 import java.util.function.Predicate;
 import java.util.function.Supplier;
+import runlane.v1.Input.Approval;
+import runlane.v1.Input.InputRequest;
 import runlane.v1.RunOuterClass.CancelledRun;
 import runlane.v1.RunOuterClass.Run;
 import runlane.v1.RunOuterClass.RunComplete;
@@ -66,6 +68,8 @@ import runlane.v1.RunOuterClass.RunEvent;
 import runlane.v1.RunOuterClass.RunState;
 import runlane.v1.RunServiceGrpc;
 import runlane.v1.RunServiceGrpc.RunServiceBlockingStub;
+import runlane.v1.RunServiceOuterClass.AnswerInputRequest;
+import runlane.v1.RunServiceOuterClass.AnswerInputResponse;
 import runlane.v1.RunServiceOuterClass.CancelRequest;
 import runlane.v1.RunServiceOuterClass.CancelResponse;
 import runlane.v1.RunServiceOuterClass.GetRunRequest;
@@ -74,19 +78,24 @@ import runlane.v1.RunServiceOuterClass.SubscribeRunCompleteRequest;
 import runlane.v1.RunServiceOuterClass.SubscribeRunCompleteResponse;
 import runlane.v1.RunServiceOuterClass.SubscribeRunRequest;
 import runlane.v1.RunServiceOuterClass.SubscribeRunResponse;
+import runlane.v1.SessionServiceGrpc;
+import runlane.v1.SessionServiceOuterClass.SubscribeSessionRequest;
+import runlane.v1.SessionServiceOuterClass.SubscribeSessionResponse;
+import runlane.v1.SessionServiceOuterClass.SubscribeSessionResponse.Snapshot;
 
 /**
- * A Runlane client in one file: runs prompts, cancels runs, and watches completions.
+ * A Runlane client in one file: runs prompts, cancels runs, and watches completions and sessions.
  *
- * <p>C1 to C13 are the rules of docs/clients.md; a comment marks the code that implements each one.
+ * <p>C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
  */
 public final class Main {
   private static final String USAGE =
       """
       usage:
-        run SESSION PROMPT [--run-id ID] [--max-attempts N]
+        run SESSION PROMPT [--run-id ID] [--max-attempts N] [--answer TEXT]
         cancel SESSION [--run-id ID]
         watch [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
+        session SESSION [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
       options of all: --target HOST:PORT (127.0.0.1:50051), --timeout SECONDS (10)\
       """;
 
@@ -112,6 +121,7 @@ public final class Main {
         return switch (arguments.verb()) {
           case "run" -> new Runner(connection, arguments).run();
           case "cancel" -> cancel(connection, arguments);
+          case "session" -> new SessionReader(connection, arguments).read();
           default -> new Watcher(connection, arguments).watch();
         };
       }
@@ -145,6 +155,7 @@ public final class Main {
   private static final class Runner {
     private final Connection connection;
     private final RunAcceptedRequest request;
+    private final Optional<String> answer;
 
     /** Released once the accept has succeeded or failed. */
     private final CountDownLatch settled = new CountDownLatch(1);
@@ -155,6 +166,7 @@ public final class Main {
 
     Runner(Connection connection, Arguments arguments) {
       this.connection = connection;
+      answer = arguments.option("answer");
       request =
           RunAcceptedRequest.newBuilder()
               .setSessionId(arguments.words().get(0))
@@ -225,6 +237,7 @@ public final class Main {
       switch (event.getEventCase()) {
         case TEXT_DELTA -> print(event.getTextDelta().getText());
         case STARTED -> begin(event.getStarted().getAttempt());
+        case INPUT_REQUESTED -> ask(event.getInputRequested().getInputRequest());
         case RUN_COMPLETE -> complete = event.getRunComplete();
         default -> {} // Not shown, or newer than this program.
       }
@@ -236,6 +249,44 @@ public final class Main {
       if (attempt > 1) {
         log("attempt " + attempt);
       }
+    }
+
+    /** C14: shows a question, and answers it if there is an answer. */
+    private void ask(InputRequest asked) {
+      String id = asked.getInputRequestId();
+      log("asked " + id + " " + asked.getText());
+      if (answer.isEmpty()) {
+        return;
+      }
+      AnswerInputRequest reply = reply(asked, answer.get());
+      try {
+        AnswerInputResponse receipt =
+            connection.call(
+                stub -> stub.answerInput(reply), failure -> failure.mayPass() && !interrupted);
+        log((receipt.getAcceptedThisAnswer() ? "answered " : "answered before ") + id);
+      } catch (Failure failure) {
+        if (!failure.reason.equals("INPUT_CLOSED")) {
+          throw failure;
+        }
+        log("closed " + id);
+      }
+    }
+
+    private static AnswerInputRequest reply(InputRequest asked, String text) {
+      AnswerInputRequest.Builder reply =
+          AnswerInputRequest.newBuilder()
+              .setInputRequestId(asked.getInputRequestId())
+              // Every attempt sends the same id, created before the first one.
+              .setAnswerId(newId())
+              .setQuestionDigest(asked.getQuestionDigest());
+      switch (asked.getKind()) {
+        case INPUT_KIND_APPROVAL ->
+            reply.setApproval(Approval.newBuilder().setApproved(text.equals("yes")));
+        case INPUT_KIND_CHOICE -> reply.setChoice(text);
+        case INPUT_KIND_FORM -> reply.setFormJson(text);
+        default -> reply.setText(text);
+      }
+      return reply.build();
     }
 
     /** C12: the events are compacted, because the id was used long ago. */
@@ -340,7 +391,7 @@ public final class Main {
       }
       // C9: of progress marks too, and only after the event is processed.
       cursor = message.getCursor();
-      file.ifPresent(this::writeCursor);
+      file.ifPresent(path -> writeCursor(path, cursor));
       return printed == count;
     }
 
@@ -393,7 +444,7 @@ public final class Main {
     }
 
     /** Replaces the file atomically: a crash leaves the old cursor or the new one. */
-    private void writeCursor(Path path) {
+    private static void writeCursor(Path path, String cursor) {
       Path fresh = path.resolveSibling(path.getFileName() + ".new");
       try {
         Files.writeString(fresh, cursor, CREATE, TRUNCATE_EXISTING, WRITE, DSYNC);
@@ -401,6 +452,107 @@ public final class Main {
       } catch (IOException e) {
         throw new UncheckedIOException(e);
       }
+    }
+  }
+
+  // --- Session ---------------------------------------------------------------------------------
+
+  /** C15: prints a session as it is, and what happens in it. */
+  private static final class SessionReader {
+    private final Connection connection;
+    private final String sessionId;
+    private final Optional<Path> file;
+    private final int count;
+    private final Duration silence;
+
+    private Snapshot.Builder parts = Snapshot.newBuilder();
+    private String cursor;
+    private boolean established;
+    private int printed;
+
+    SessionReader(Connection connection, Arguments arguments) {
+      this.connection = connection;
+      sessionId = arguments.words().get(0);
+      file = arguments.option("cursor-file").map(Path::of);
+      count = arguments.number("count").orElse(Integer.MAX_VALUE);
+      silence = arguments.seconds("silence").orElse(Duration.ofSeconds(45));
+      cursor = file.map(Watcher::readCursor).orElse("");
+    }
+
+    int read() {
+      connection.resumed(this::subscribe, this::deal, this::lost, Optional.of(silence));
+      return 0;
+    }
+
+    private Iterator<SubscribeSessionResponse> subscribe(RunServiceBlockingStub stub) {
+      // The parts of a snapshot whose rest was lost are void.
+      parts = Snapshot.newBuilder();
+      SubscribeSessionRequest.Builder request =
+          SubscribeSessionRequest.newBuilder().addSessionIds(sessionId).setWithDeltas(true);
+      if (!cursor.isEmpty()) {
+        request.addCursors(cursor);
+      }
+      // The channel of the stub adds the token.
+      return SessionServiceGrpc.newBlockingStub(stub.getChannel())
+          .subscribeSession(request.build());
+    }
+
+    /** Returns whether `--count` is reached, or the session deleted. */
+    private boolean deal(SubscribeSessionResponse message) {
+      if (!established) {
+        log("watching");
+      }
+      established = true;
+      boolean deleted = false;
+      switch (message.getEventCase()) {
+        case SNAPSHOT -> join(message.getSnapshot());
+        case RUN_EVENT -> print(message.getRunEvent().getRunId(), message.getRunEvent().getEvent());
+        case SESSION_CHANGED -> deleted = !message.getSessionChanged().hasSession();
+        default -> {} // Not shown, or newer than this program.
+      }
+      if (deleted) {
+        Main.print("deleted\n");
+      }
+      // A mark, or a part of a snapshot, has no cursor.
+      if (message.getCursor().isEmpty() && !deleted) {
+        return false;
+      }
+      // Only after the event is processed.
+      cursor = message.getCursor();
+      file.ifPresent(path -> Watcher.writeCursor(path, cursor));
+      return deleted || printed == count;
+    }
+
+    private void join(Snapshot part) {
+      parts.mergeFrom(part); // Appends to the lists.
+      if (part.getContinues()) {
+        return;
+      }
+      String active = parts.hasActiveRun() ? parts.getActiveRun().getRunId() : "-";
+      StringBuilder line = new StringBuilder("snapshot ").append(active);
+      parts.getQueueList().forEach(waiting -> line.append(' ').append(waiting.getRunId()));
+      Main.print(line.append('\n').toString());
+      parts.getOutputList().forEach(event -> print(active, event));
+    }
+
+    private void print(String runId, RunEvent event) {
+      if (event.hasTextDelta()) {
+        Main.print(runId + " text " + event.getTextDelta().getText() + "\n");
+      }
+      if (event.hasRunComplete()) {
+        Watcher.printEnd(event.getRunComplete());
+        printed++;
+      }
+    }
+
+    private void lost(Failure failure) {
+      if (failure.reason.equals("CURSOR_COMPACTED") && !cursor.isEmpty()) {
+        // A snapshot shows what the lost events have led to.
+        log("events after " + cursor + " are gone");
+        cursor = "";
+        return;
+      }
+      reconnecting(failure);
     }
   }
 
@@ -751,12 +903,14 @@ public final class Main {
 
   /** A command, its words, and its options by name. */
   private record Arguments(String verb, List<String> words, Map<String, String> options) {
-    private static final Map<String, Integer> WORDS = Map.of("run", 2, "cancel", 1, "watch", 0);
+    private static final Map<String, Integer> WORDS =
+        Map.of("run", 2, "cancel", 1, "watch", 0, "session", 1);
     private static final Map<String, Set<String>> OPTIONS =
         Map.of(
-            "run", Set.of("target", "timeout", "run-id", "max-attempts"),
+            "run", Set.of("target", "timeout", "run-id", "max-attempts", "answer"),
             "cancel", Set.of("target", "timeout", "run-id"),
-            "watch", Set.of("target", "timeout", "cursor-file", "count", "silence"));
+            "watch", Set.of("target", "timeout", "cursor-file", "count", "silence"),
+            "session", Set.of("target", "timeout", "cursor-file", "count", "silence"));
 
     static Arguments parse(String[] args) {
       List<String> words = new ArrayList<>();

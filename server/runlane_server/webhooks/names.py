@@ -1,0 +1,90 @@
+"""Resolves the hosts of endpoints.
+
+The names are those of tenants, and so are some of the name servers. A lookup cannot be cancelled:
+it keeps its thread until the name server answers or the system gives up. So a tenant has few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+RESOLVERS = 32
+"""Threads that resolve names."""
+
+LOOKUPS_OF_TENANT = 2
+"""Threads that one tenant may hold."""
+
+WAIT_SECONDS = 3.0
+"""Seconds that a lookup waits for a thread."""
+
+
+class NamesBusy(Exception):
+    """No thread is free to resolve a name. The endpoint is not to blame."""
+
+
+class Names:
+    """Looks up addresses, for all tenants of a node."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook-names")
+        self._all = asyncio.Semaphore(RESOLVERS)
+        # A semaphore lives as long as a lookup of its tenant waits or runs.
+        self._tenants: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def close(self) -> None:
+        """Starts no further lookup."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def addresses(self, host: str, tenant: str) -> Sequence[str]:
+        """The addresses of a host; none if it has none. Raises NamesBusy.
+
+        An address needs no thread, in any spelling that the system accepts.
+        """
+        return _look_up(host, socket.AI_NUMERICHOST) or await self._resolve(host, tenant)
+
+    async def _resolve(self, host: str, tenant: str) -> Sequence[str]:
+        own = self._tenants.setdefault(tenant, asyncio.Semaphore(LOOKUPS_OF_TENANT))
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await own.acquire()
+                async with _released_on_error(own):
+                    await self._all.acquire()
+        except TimeoutError:
+            raise NamesBusy("name resolution is busy") from None
+
+        def release(_: object) -> None:
+            own.release()
+            self._all.release()
+
+        loop = asyncio.get_running_loop()
+        try:
+            lookup = loop.run_in_executor(self._threads, _look_up, host)
+        except BaseException:
+            release(None)
+            raise
+        # A caller that waits no longer does not end the lookup, nor free its thread.
+        lookup.add_done_callback(release)
+        return await asyncio.shield(lookup)
+
+
+@asynccontextmanager
+async def _released_on_error(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        semaphore.release()
+        raise
+
+
+def _look_up(host: str, flags: int = 0) -> Sequence[str]:
+    try:
+        found: Sequence[Any] = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError):  # no such name, or one that no name server can be asked for
+        return ()
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))

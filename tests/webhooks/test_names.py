@@ -1,0 +1,167 @@
+"""Names of hosts, some of whose name servers never answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from runlane_server.store.memory.store import MemoryStore
+from runlane_server.webhooks import attempts as attempts_module
+from runlane_server.webhooks import names as names_module
+from runlane_server.webhooks.names import LOOKUPS_OF_TENANT, Names, NamesBusy
+from runlane_server.webhooks.sender import DeliveryFailed, Sender
+from support.deliveries import LOCAL, delivering
+from support.endpoint import endpoint
+from support.story import TENANT, Story
+
+
+@dataclass
+class NameServers:
+    """The resolver of the system. Those of `*.hangs` answer once `opened` is set."""
+
+    opened: threading.Event = field(default_factory=threading.Event)
+    asked: list[str] = field(default_factory=list)
+
+    def look_up(self, host: str, port: Any, *, flags: int = 0, **more: Any) -> Any:
+        if flags & socket.AI_NUMERICHOST:
+            return REAL(host, port, flags=flags, **more)
+        self.asked.append(host)
+        host.encode("idna")  # as the real one does
+        if host.endswith(".hangs"):
+            self.opened.wait(30)
+        if host.endswith(".missing"):
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return REAL("127.0.0.1", port, **more)
+
+
+REAL = socket.getaddrinfo
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServers]:
+    servers = NameServers()
+    monkeypatch.setattr(socket, "getaddrinfo", servers.look_up)
+    monkeypatch.setattr(names_module, "WAIT_SECONDS", 0.05)
+    yield servers
+    servers.opened.set()
+
+
+@pytest.fixture
+def names(servers: NameServers) -> Iterator[Names]:
+    names = Names()
+    yield names
+    servers.opened.set()
+    names.close()
+
+
+async def hang(names: Names, servers: NameServers, tenant: str) -> list[asyncio.Task[Any]]:
+    """Takes every thread that a tenant may hold."""
+    before = len(servers.asked)
+    tasks = [
+        asyncio.create_task(names.addresses(f"{n}.hangs", tenant)) for n in range(LOOKUPS_OF_TENANT)
+    ]
+    async with asyncio.timeout(10):
+        while len(servers.asked) < before + LOOKUPS_OF_TENANT:
+            await asyncio.sleep(0)
+    return tasks
+
+
+async def test_r55_a_tenant_whose_names_hang_delays_no_other_tenant(
+    names: Names, servers: NameServers
+) -> None:
+    tasks = [asyncio.create_task(names.addresses(f"{n}.hangs", "bad")) for n in range(100)]
+    done, hanging = await asyncio.wait(tasks, timeout=0.5)
+    assert (len(hanging), len(servers.asked)) == (LOOKUPS_OF_TENANT, LOOKUPS_OF_TENANT)
+    assert all(isinstance(task.exception(), NamesBusy) for task in done)
+    assert await names.addresses("good.example", "good") == ("127.0.0.1",)
+    servers.opened.set()
+    await asyncio.wait(hanging)
+    assert await names.addresses("good.example", "bad") == ("127.0.0.1",)
+
+
+async def test_r55_a_lookup_counts_until_its_thread_returns(
+    names: Names, servers: NameServers
+) -> None:
+    """The caller may be gone long before."""
+    for task in await hang(names, servers, "t"):
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    with pytest.raises(NamesBusy, match="busy"):
+        await names.addresses("more.hangs", "t")
+    assert len(servers.asked) == LOOKUPS_OF_TENANT
+    servers.opened.set()
+    async with asyncio.timeout(10):
+        while names._all._value < names_module.RESOLVERS:
+            await asyncio.sleep(0)
+    assert await names.addresses("0.missing", "t") == ()
+
+
+@pytest.mark.usefixtures("servers")
+async def test_nothing_is_kept_of_a_tenant_that_resolves_no_name(names: Names) -> None:
+    for n in range(20):
+        await names.addresses("good.example", f"t{n}")
+    gc.collect()
+    assert not names._tenants
+
+
+async def test_all_threads_are_free_again_after_many_waited_in_vain(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names_module, "RESOLVERS", LOOKUPS_OF_TENANT)
+    names = Names()
+    hanging = await hang(names, servers, "bad")
+    for _ in range(2 * LOOKUPS_OF_TENANT):
+        with pytest.raises(NamesBusy):
+            await names.addresses("good.example", "good")
+    servers.opened.set()
+    await asyncio.wait(hanging)
+    assert await names.addresses("good.example", "good") == ("127.0.0.1",)
+    names.close()
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "2130706433", "0x7f000001", "127.1", "::1", "2606:4700::1111"]
+)
+async def test_r55_an_address_needs_no_thread(
+    names: Names, servers: NameServers, host: str
+) -> None:
+    await hang(names, servers, "t")
+    assert len(await names.addresses(host, "t")) == 1
+    assert len(servers.asked) == LOOKUPS_OF_TENANT
+
+
+@pytest.mark.parametrize("host", ["a.missing", "x" * 64 + ".example", "a..b"])
+async def test_a_name_that_cannot_be_resolved_fails_the_delivery(
+    servers: NameServers, host: str
+) -> None:
+    sender = Sender(LOCAL)
+    with pytest.raises(DeliveryFailed, match="cannot be resolved"):
+        await sender.post(f"http://{host}/", {}, b"{}", tenant="t")
+    sender.close()
+
+
+async def test_r55_busy_name_resolution_is_no_failure_of_the_endpoint(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "BUSY_SECONDS", 0.01)
+    async with MemoryStore() as store, delivering(store) as node, endpoint() as served:
+        names = node.parts.sender._names
+        hanging = await hang(names, servers, TENANT)
+        webhook = await node.create(f"http://good.example:{served.port}/")
+        await Story(store, "s").play("a")
+        found = await node.until(webhook, lambda it: bool(it.progress.last_error))
+        assert found.progress.last_error == "name resolution is busy"
+        assert (found.progress.failures, node.parts.counts.failed) == (0, 0)
+        servers.opened.set()
+        await asyncio.wait(hanging)
+        await served.until(lambda: served.run_ids() == ["a"])
+        found = await node.current(webhook)
+        assert (found.progress.failures, found.progress.held) == (0, ())
