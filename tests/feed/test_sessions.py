@@ -274,7 +274,7 @@ async def test_r50_poll_before_the_report_of_a_creation_ends_nothing(store: Stor
         await elsewhere(store, feed, story.accept("a"))
         feed.sessions.on_version(story.key, 1)
         first = await drain(stream)
-        feed.on_lane(LaneChange(story.key, 0, 1, await run_events(store, "a")))
+        feed.on_lane(LaneChange(story.key, 0, 1, tuple(await run_events(store, "a"))))
         await story.start()
         steps = first + await drain(stream)
         assert named(steps) == ["a: Accepted", "a: Started"]

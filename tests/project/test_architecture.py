@@ -89,7 +89,7 @@ ROOMS: dict[str, set[str]] = {
         "node_keys",
     },
     "config": {"", "option_types", "sample", "settings", "sources"},
-    "feed": {"feed", "sessions"},
+    "feed": {"feed", "oldest", "sessions"},
     "cluster": {"key_refresh", "membership", "peers", "relay"},
     "engine": {
         "agent_code",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from runlane_server.core.errors import CursorCompacted
-from runlane_server.core.model import RunComplete, SessionKey, TextDelta
+from runlane_server.core.model import RunComplete, RunKey, SessionKey, TextDelta
 from runlane_server.store.base import EventFilter, IdleSession, NewSession, Store
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.sqlfiles import migrations
@@ -394,3 +394,31 @@ async def test_memory_store_frees_removed_events() -> None:
     await store.compact(FAR, 9)
     assert sum(len(run.events) for run in store._tables.runs.values()) == 3
     assert await store.log_bytes() == 0
+
+
+@pytest.mark.parametrize("reads", ["run", "lane"])
+async def test_refused_page_holds_no_later_read_at_its_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: str
+) -> None:
+    monkeypatch.setattr(sqlite_compact, "STEP_ROWS", 10)
+    async with SqliteStore(tmp_path / "runlane.db") as store:
+        story = Story(store)
+        await chatty(story, "a", deltas=32)
+        step = asyncio.create_task(store.compact(FAR, 9))
+        refused = None
+        for n in itertools.count():
+            await Story(store, f"other {n}").accept(f"b{n}")
+            assert not step.done()
+            try:
+                if reads == "run":
+                    await store.run_events(story.run_key("a"), after=0, limit=9, max_bytes=1)
+                else:
+                    await store.lane_events(story.key, after=0, limit=9, max_bytes=1)
+            except CursorCompacted as error:
+                # As a caller may: the error holds the frames that it passed through.
+                refused = error
+                break
+        assert refused is not None
+        await Story(store, "later").accept("c")
+        assert await store.get_run(RunKey(story.tenant, "c")) is not None
+        assert await step == 1

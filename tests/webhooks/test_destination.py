@@ -5,8 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 import pytest
+from structlog.testing import capture_logs
 
-from runlane_server.webhooks.destination import Destinations, Refused, Target
+from runlane_server.webhooks.destination import HOST_REFUSED, Destinations, Refused, Target
 
 GLOBAL_ONLY = Destinations()
 
@@ -79,3 +80,32 @@ def test_a_url_is_taken_apart() -> None:
 def test_a_literal_address_is_checked_before_anything_is_sent(url: str) -> None:
     with pytest.raises(Refused):
         GLOBAL_ONLY.check_literal(Target.parse(url))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "addresses", [(), ("10.1.2.3",), ("fd00::1",), ("8.8.8.8", "10.1.2.3"), ("169.254.169.254",)]
+)
+@pytest.mark.parametrize("host", ["db.internal", "2130706433", "127.1"])
+def test_r55_a_refusal_does_not_show_what_a_name_resolves_to(
+    scheme: str, addresses: tuple[str, ...], host: str
+) -> None:
+    with capture_logs() as logs, pytest.raises(Refused) as raised:
+        GLOBAL_ONLY.check_found(Target.parse(f"{scheme}://{host}/"), addresses)
+    assert str(raised.value) == HOST_REFUSED
+    assert [it["host"] for it in logs] == [host]
+    assert not addresses or addresses[-1] in logs[0]["reason"] or scheme == "http"
+
+
+def test_r55_a_name_that_resolves_to_a_global_address_over_http_is_refused_alike() -> None:
+    with pytest.raises(Refused, match=HOST_REFUSED):
+        GLOBAL_ONLY.check_found(Target.parse("http://example.org/"), ["8.8.8.8"])
+
+
+def test_a_refusal_of_a_literal_address_names_it() -> None:
+    with pytest.raises(Refused, match=r"10\.1\.2\.3 is not a global one"):
+        GLOBAL_ONLY.check_found(Target.parse("https://10.1.2.3/"), ["10.1.2.3"])
+
+
+def test_a_name_whose_addresses_are_all_allowed_is_not_refused() -> None:
+    GLOBAL_ONLY.check_found(Target.parse("https://example.org/"), ["8.8.8.8", "2a00::1"])

@@ -14,10 +14,10 @@ from runlane_server.cluster.relay import Relay
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import RunEvent, RunKey, SessionKey
 from runlane_server.engine.coordinator import Coordinator
+from runlane_server.feed.oldest import oldest_place
 from runlane_server.feed.sessions import (
     QueueChanged,
     SessionChanged,
-    SessionPlace,
     SessionStream,
     Snapshot,
     Step,
@@ -88,10 +88,8 @@ class SessionStreams:
     ) -> CursorCompacted:
         """The error with the oldest cursor of its session that still works."""
         session_id = error.metadata["session_id"]
-        page = await self._store.lane_events(
-            SessionKey(tenant(), session_id), after=0, limit=1, max_bytes=1
-        )
-        oldest = cursors.encode(session_id, SessionPlace(page.created_at or 0, page.start))
+        at = await oldest_place(self._store, SessionKey(tenant(), session_id))
+        oldest = cursors.encode(session_id, at)
         return CursorCompacted(error.message, metadata={**error.metadata, "oldest_cursor": oldest})
 
     def _progress(self) -> Response:

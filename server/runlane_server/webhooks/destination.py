@@ -9,6 +9,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+import structlog
+
+log = structlog.get_logger()
+
 Network: TypeAlias = IPv4Network | IPv6Network
 
 MAX_URL_BYTES = 2048
@@ -23,6 +27,9 @@ _NOT_GLOBAL6 = tuple(
     IPv6Network(text)
     for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 )
+
+
+HOST_REFUSED = "the host cannot be resolved, or deliveries to one of its addresses are not allowed"
 
 
 class Refused(Exception):
@@ -84,15 +91,38 @@ class Destinations:
         if not is_https:
             raise Refused("http is allowed only to networks that the server's settings allow")
 
+    def check_found(self, target: Target, addresses: Sequence[str]) -> None:
+        """Raises Refused unless a delivery may go to all addresses of a host, one at least.
+
+        If the host is a name, the text does not depend on what was found: it would show the
+        owner of a webhook which names of a private network exist, and their addresses.
+        """
+        try:
+            if not addresses:
+                raise Refused("the name has no address")
+            for address in addresses:
+                self.check(address, is_https=target.is_https)
+        except Refused as error:
+            if _is_literal(target.host):
+                raise
+            log.info("webhook host refused", host=target.host, port=target.port, reason=str(error))
+            raise Refused(HOST_REFUSED) from error
+
     def check_literal(self, target: Target) -> None:
         """Raises Refused if the host of a URL is an address that is not allowed."""
-        try:
-            ip_address(target.host)
-        except ValueError:
+        if not _is_literal(target.host):
             if not target.is_https and not self.allowed:
-                raise Refused("http is not allowed; use https") from None
+                raise Refused("http is not allowed; use https")
             return
         self.check(target.host, is_https=target.is_https)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_global(address: IPv4Address | IPv6Address) -> bool:

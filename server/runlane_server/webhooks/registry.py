@@ -3,8 +3,10 @@ themselves, within a second."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from uuid_utils import uuid7
 
@@ -45,6 +47,8 @@ class Webhooks:
         self._dispatcher = dispatcher
         self._destinations = destinations
         self._now = now
+        # Each guards the count of a tenant's webhooks until the next one is stored.
+        self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(
         self,
@@ -59,29 +63,37 @@ class Webhooks:
         """Creates a webhook that delivers what happens from now on."""
         self._check_url(url)
         secret = self._checked_secret(secret)
+        async with self._creating.setdefault(tenant, asyncio.Lock()):
+            await self._check_count(tenant)
+            webhook = await self._new(WebhookKey(tenant, str(uuid7())), url, secret, wanted)
+            webhook = replace(webhook, full=full, enabled=enabled)
+            await self._store.webhooks.create(webhook)
+        self._dispatcher.wake()
+        return webhook
+
+    async def _check_count(self, tenant: str) -> None:
         if await self._store.webhooks.count(tenant) >= MAX_OF_TENANT:
             raise QuotaExceeded(
                 f"tenant {tenant!r} has {MAX_OF_TENANT} webhooks already; delete one first",
                 violations=[Violation(f"tenant:{tenant}", f"at most {MAX_OF_TENANT} webhooks")],
             )
+
+    async def _new(self, key: WebhookKey, url: str, secret: str, wanted: WebhookFilter) -> Webhook:
         await self._store.catch_up()
         # The next request after this event is later than all that are there.
         cursor = max(Place(self._store.position), await self._store.webhooks.last_input())
         now = self._now()
-        webhook = Webhook(
-            WebhookKey(tenant, str(uuid7())),
+        return Webhook(
+            key,
             url=url,
             secrets=(secret,),
             wanted=wanted,
-            full=full,
-            enabled=enabled,
+            full=False,
+            enabled=False,
             created_at=now,
             updated_at=now,
             progress=Progress(cursor=cursor),
         )
-        await self._store.webhooks.create(webhook)
-        self._dispatcher.wake()
-        return webhook
 
     async def get(self, key: WebhookKey) -> Webhook:
         """A webhook. Raises WebhookNotFound."""

@@ -121,10 +121,7 @@ class Sender:
     async def _resolve(self, target: Target, tenant: str) -> Sequence[str]:
         """The addresses of a host. Raises Refused if one of them is not allowed."""
         addresses = await self._names.addresses(target.host, tenant)
-        if not addresses:
-            raise Refused("the name of the host cannot be resolved")
-        for address in addresses:
-            self._destinations.check(address, is_https=target.is_https)
+        self._destinations.check_found(target, addresses)
         return addresses[:MAX_ADDRESSES]
 
     def _context(self) -> ssl.SSLContext:

@@ -172,8 +172,8 @@ WORKER_FAULTS = (
         (
             Edit(
                 EXECUTION,
-                "self._lease_timer = loop.call_later(self._lease, self.lose, self._why_lost)",
-                "del loop",
+                "self._start_timer(AttemptLost(self._why_lost))",
+                "pass",
             ),
         ),
         case="A run whose last attempt is lost",

@@ -221,8 +221,8 @@ MUTANTS = (
         "a worker whose lost run is never given up",
         Execution,
         "wait_for_worker",
-        "self._lease_timer = loop.call_later(self._lease, self.lose, self._why_lost)",
-        "del loop",
+        "self._start_timer(AttemptLost(self._why_lost))",
+        "pass",
     ),
     Mutant(
         "an event that is acknowledged before it is durable",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -178,8 +179,10 @@ def run_events(
 ) -> list[RunEvent]:
     """The events of a run after an index."""
     where = {**key._asdict(), "after": after, "limit": limit}
-    events = (_run_event(db, key, row) for row in db.execute(SQL["run_events"], where))
-    page, _ = take_page(events, limit=limit, max_bytes=max_bytes, size=event_size)
+    # An open cursor would keep later reads at its snapshot, and an error holds its frame for long.
+    with closing(db.execute(SQL["run_events"], where)) as rows:
+        events = (_run_event(db, key, row) for row in rows)
+        page, _ = take_page(events, limit=limit, max_bytes=max_bytes, size=event_size)
     check_not_compacted(page, after)
     return page
 
@@ -207,8 +210,8 @@ def lane_events(
         run_key = RunKey(key.tenant, row["run_id"])
         return entry_from(row, lambda: _run_event(db, run_key, row))
 
-    rows = db.execute(SQL["lane_events"], where)
-    page, _ = take_page(map(entry, rows), limit=limit, max_bytes=max_bytes, size=entry_size)
+    with closing(db.execute(SQL["lane_events"], where)) as rows:
+        page, _ = take_page(map(entry, rows), limit=limit, max_bytes=max_bytes, size=entry_size)
     return LanePage(tuple(page), session["start"] or 0, session["created_at"])
 
 
@@ -301,8 +304,9 @@ def list_messages(
     if run_id is not None:
         name = "messages_of_run"
         where["run_id"] = run_id
-    messages = (_message(db, key.tenant, row) for row in db.execute(SQL[name], where))
-    page, more = take_page(messages, limit=limit, max_bytes=max_bytes, size=message_size)
+    with closing(db.execute(SQL[name], where)) as rows:
+        messages = (_message(db, key.tenant, row) for row in rows)
+        page, more = take_page(messages, limit=limit, max_bytes=max_bytes, size=message_size)
     return messages_page(page, more=more)
 
 
