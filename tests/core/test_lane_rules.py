@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from proofs.lanecheck.commands import (
     AT,
     BOOM,
     DISPATCH,
+    ELSEWHERE,
     EMPTY,
     FAIL_OTHER,
     FAIL_WAITING,
@@ -22,6 +23,7 @@ from proofs.lanecheck.commands import (
     Command,
     Verb,
     accept,
+    adopt,
     answer,
     ask,
     cancel,
@@ -468,9 +470,10 @@ def test_r26_a_retry_keeps_the_prompt_of_a_withdrawn_folded_run(then: str) -> No
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.parametrize("end", [rules.hand_over, rules.finish])
 @pytest.mark.parametrize("then", [cancel(RUN, "a"), expire("a")], ids=["cancel", "expiry"])
 def test_r44_a_run_that_ends_while_parked_keeps_the_prompt_of_a_withdrawn_folded_run(
-    then: Command,
+    then: Command, end: Callable[..., Transition[Any]]
 ) -> None:
     """The output that was dropped when it parked must not return; its ordinals are taken."""
     lane, _ = after([*enter("a"), DISPATCH, *enter("f", FOLD), drain("a"), cancel(RUN, "f")])
@@ -483,7 +486,7 @@ def test_r44_a_run_that_ends_while_parked_keeps_the_prompt_of_a_withdrawn_folded
     parked = rules.node_lost(lane, "a", 1, at=AT, content=said, events=9)
     lane, _ = after([then], stored(lane, parked))
     outcome = Outcome(FinishReason.STOP, None, said, tail)
-    ended = rules.hand_over(lane, "a", 1, outcome, at=AT, events=9)
+    ended = end(lane, "a", 1, outcome, at=AT, events=9)
     messages = (*parked.messages, *ended.messages)
     assert [(run_id, role) for run_id, role, _ in spoken(messages)] == [
         ("f", Role.USER),
@@ -493,6 +496,23 @@ def test_r44_a_run_that_ends_while_parked_keeps_the_prompt_of_a_withdrawn_folded
     assert tail[0] not in [event.body for event in ended.events]
     places = {(message.turn, message.ordinal) for message in messages}
     assert len(places) == len({message.message_id for message in messages}) == len(messages)
+
+
+@pytest.mark.parametrize("end", [rules.finish, rules.hand_over])
+@pytest.mark.parametrize(
+    ("then", "state"), [(cancel(), RunState.CANCELLED), (expire("a"), RunState.FAILED)]
+)
+def test_r42_a_run_that_is_to_end_as_its_agent_leaves_is_ended_by_its_supervisor(
+    then: Command, state: RunState, end: Callable[..., Transition[Any]]
+) -> None:
+    """It has no node any more, so nobody else would look after it."""
+    lane, _ = after([*enter("a"), DISPATCH, adopt("a"), ask("a", park=True)])
+    outcome = Outcome(FinishReason.STOP, None, (), ())
+    with pytest.raises(IllegalCommand):
+        end(lane, "a", 1, outcome, at=AT, events=9, host=ELSEWHERE)
+    lane, _ = after([then], lane)
+    ended = end(lane, "a", 1, outcome, at=AT, events=9, host=ELSEWHERE)
+    assert [complete.state for complete in ended.completes] == [state]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "repeated"])

@@ -309,6 +309,18 @@ MUTANTS = (
         "has to be refused",
     ),
     Mutant(
+        "a supervisor ends a parked run that goes on",
+        "active.asking.parked and _is_ending(active):",
+        "active.asking.parked:",
+        "has to be refused",
+    ),
+    Mutant(
+        "nobody ends a run that was cancelled as it parked",
+        "active.asking.parked and _is_ending(active):",
+        "False:",
+        "no reason to refuse",
+    ),
+    Mutant(
         "an adoption takes the cancel back",
         "    moved = active._replace(host=host)\n",
         "    moved = active._replace(host=host, state=RunState.ACTIVE, cancel_reason='')\n",

@@ -6,17 +6,47 @@ import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import pytest
 from structlog.testing import capture_logs
 
-from runlane_server.agents.base import AgentEvent, Turn
-from runlane_server.agents.worker.turn import HandedBack
+from runlane_server.agents.base import AgentEvent, Custom, Turn
+from runlane_server.agents.worker.agent import WorkerAgent
+from runlane_server.agents.worker.messages import Downstream
+from runlane_server.agents.worker.slot import Slot
+from runlane_server.agents.worker.turn import Emitted, HandedBack, KeptStep
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import TextDelta
+from runlane_server.core.model import FinishReason, TextDelta
 from runlane_server.core.transition import Transition
+from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.store.sqlite.store import SqliteStore
 from support.node import running
 from support.staging import SECONDS
+
+
+@pytest.mark.parametrize("output", [Custom("progress", "{}"), KeptStep("k", 1), TextDelta("a")])
+async def test_r37_a_hand_back_after_output_of_any_kind_consumes_an_attempt(
+    tmp_path: Path, output: Emitted
+) -> None:
+    workers, slot = Workers(), Slot(None, Downstream())
+    agent = AgentTable([DeclaredAgent("w", WorkerAgent(workers, "w"))])
+    async with (
+        SqliteStore(tmp_path / "runlane.db") as store,
+        running(store, agent=agent) as node,
+    ):
+        workers.connect(slot)
+        slot.begin_offer(("w",), "w1")
+        workers.offer(slot)
+        run = (await node.accept("s", "x")).run
+        async with asyncio.timeout(SECONDS):
+            while slot.execution is None:
+                await asyncio.sleep(0)
+        slot.begin()
+        await slot.emit(1, [output])
+        await slot.hand_back()
+        end = await node.end(run.run_id)
+        assert (end.finish_reason, end.attempt) == (FinishReason.INTERRUPTED, 1)
 
 
 class Unconfirmed(SqliteStore):

@@ -17,7 +17,8 @@ from runlane_server.cluster import membership
 from runlane_server.core.errors import InputClosed
 from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import RunState
+from runlane_server.core.model import RunState, SessionKey
+from runlane_server.core.transition import Transition
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.store.postgres.cluster import PostgresCluster
@@ -168,6 +169,35 @@ async def test_r42_a_run_whose_agent_has_left_is_cancelled_by_any_node(postgres_
             await opened(b, run.run_id)
         await b.coordinator.cancel("s")
         end = await b.end(run.run_id)
+        assert (end.state, end.text) == (S.CANCELLED, "before ")
+
+
+async def test_r42_a_cancel_that_meets_the_commit_of_a_question_ends_the_run(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent leaves, and its run has no node from this commit on."""
+    async with a_node(postgres_url, leaves, NodeSettings(lease=20 * SECONDS)) as a:
+        commit = a.store.commit
+        is_parking, may_park = asyncio.Event(), asyncio.Event()
+
+        async def slow(base_version: int, transition: Transition) -> int:
+            active = transition.lane.active
+            if active is not None and active.asking.parked:
+                is_parking.set()
+                await may_park.wait()
+            return await commit(base_version, transition)
+
+        monkeypatch.setattr(a.store, "commit", slow)
+        run = (await a.accept("s", "x")).run
+        await is_parking.wait()
+        cancel = asyncio.create_task(a.coordinator.cancel("s"))
+        mailbox = a.coordinator._lanes._mailboxes[SessionKey("default", "s")]
+        while not mailbox.commands:
+            await asyncio.sleep(0)
+        may_park.set()
+        receipt = await cancel
+        assert [it.state for it in receipt.cancelled] == [S.INPUT_REQUIRED]
+        end = await a.end(run.run_id)
         assert (end.state, end.text) == (S.CANCELLED, "before ")
 
 

@@ -5,7 +5,7 @@ Such a copy is what a node finds that was killed at that instant.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -13,8 +13,14 @@ from typing import TypeAlias
 import pytest
 
 from engine.copies import copy_of, execute
+from engine.test_input import opened
+from runlane_server.agents.base import Turn
+from runlane_server.agents.functions import FunctionAgent, resumable
+from runlane_server.agents.worker.agent import WorkerAgent
+from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import FinishReason, RunKey, RunState, Started
+from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.store.base import Store
 from runlane_server.store.open import StoreUrl, open_store
 from support.node import Node, running
@@ -160,6 +166,39 @@ async def test_r07_a_run_with_an_attempt_left_is_retried_before_waiting_runs(
         starts = [e.body for e in await node.events(run.run_id) if isinstance(e.body, Started)]
         assert starts == [Started(1), Started(2)]
         assert [m.role for m in await node.messages("s")] == ["user", "assistant"] * 2
+
+
+@pytest.mark.stores("sqlite")
+@pytest.mark.parametrize("can_resume", [False, True])
+async def test_r44_a_run_that_waits_is_recovered_for_an_agent_that_workers_execute_now(
+    store: Store, store_url: str, tmp_path: Path, *, can_resume: bool
+) -> None:
+    """The settings have changed meanwhile. No worker will return for it."""
+
+    async def asks(turn: Turn) -> AsyncGenerator[str, None]:
+        yield "before "
+        yield await turn.ask("well?")
+
+    before = FunctionAgent(resumable(asks) if can_resume else asks)
+    async with running(store, agent=AgentTable([DeclaredAgent("a", before)])) as node:
+        run = (await node.accept("s", "x")).run
+        await opened(node, run.run_id)
+        now = AgentTable([DeclaredAgent("a", WorkerAgent(Workers(), "a"))])
+        async with (
+            copy_of(store_url, tmp_path) as url,
+            open_store(StoreUrl.parse(url)) as copied,
+            running(copied, agent=now) as second,
+        ):
+            if can_resume:
+                # It starts again once it is answered, which a cancel need not wait for.
+                assert await second.state(run.run_id) is S.INPUT_REQUIRED
+                await second.coordinator.cancel("s")
+            end = await second.end(run.run_id)
+            assert end.state is (S.CANCELLED if can_resume else S.FAILED)
+            assert end.finish_reason is (
+                FinishReason.CANCELED if can_resume else FinishReason.INTERRUPTED
+            )
+        await node.coordinator.cancel("s")
 
 
 async def test_r19_a_confirmed_cancel_survives_a_crash(first: Node, second: Second) -> None:

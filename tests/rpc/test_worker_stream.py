@@ -268,6 +268,21 @@ ENDS: dict[str, tuple[AgentError | None, int]] = {
 """How a turn ends, and the faults of a worker that had all but one before."""
 
 
+@pytest.mark.parametrize("has_output", [False, True])
+async def test_r37_a_worker_that_hands_a_run_back_is_not_at_fault(*, has_output: bool) -> None:
+    workers, slot = Workers(), Slot("default", Downstream(), "token")
+    slot.worker_id = "w"
+    execution = Execution(LocalDurableTurn(), "default", lease=60)
+    execution.assign(slot)
+    if has_output:
+        await slot.emit(1, [TextDelta("a")])
+    await slot.hand_back()
+    for _ in range(WORKER_FAULTS - 1):
+        workers.quarantine.add("default", "token", "w")
+    workers.judge(execution, (await execution.wait()).error)
+    assert not workers.quarantine.barred
+
+
 @pytest.mark.parametrize("name", ENDS)
 async def test_r32_only_a_loss_counts_as_a_fault_and_only_a_completed_run_clears_them(
     name: str,

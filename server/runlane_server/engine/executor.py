@@ -258,8 +258,10 @@ class Executor:
 
         def command(lane: Lane, _: Micros) -> Transition[LaneRun | None]:
             active = lane.active
-            # Of a parked run no worker is at work.
-            if active is None or active.asking.parked or not self.can_continue(active):
+            # No worker is at work for a run that waits for input, or has left while it did. An
+            # agent that asked in its own process was one that workers did not execute then.
+            waits = active is not None and active.state is RunState.INPUT_REQUIRED
+            if active is None or waits or active.asking.parked or not self.can_continue(active):
                 return Transition(lane, reply=None)
             token = fence_of(self._store, lost.session, active)
             if fence is not None and not compare_digest(token.encode(), fence.encode()):
@@ -341,14 +343,20 @@ class Executor:
 
     def stop_agent(self, key: SessionKey, run: LaneRun) -> bool:
         """Stops the agent of a run that a cancel covers; returns whether it is at work here."""
+        if self._was_left(key, run):
+            self._recover_parked(key, run)
+            return False
         if not self.has_agent(key, run):
-            if run.asking.parked:
-                self._recover_parked(key, run)
-            else:
-                self.wake_other_nodes()
+            self.wake_other_nodes()
             return False
         self._runners[key].cancel(run.cancel_reason)
         return True
+
+    def _was_left(self, key: SessionKey, run: LaneRun) -> bool:
+        """Whether the agent of a run has left, and no supervisor here will end the run. One that is
+        settled has looked for a cancel for the last time."""
+        is_here = self.has_agent(key, run) and not self._runners[key].is_settled
+        return run.asking.parked and not is_here
 
     def follow_run(self, key: SessionKey, run: LaneRun) -> None:
         """Passes the state of a run to its supervisor: it waits for input, or goes on after it."""
@@ -357,10 +365,10 @@ class Executor:
 
     def end_expired(self, key: SessionKey, run: LaneRun) -> None:
         """Ends a run that nobody answered in time."""
-        if self.has_agent(key, run):
-            self._runners[key].expire()
-        elif run.asking.parked:
+        if self._was_left(key, run):
             self._recover_parked(key, run)
+        elif self.has_agent(key, run):
+            self._runners[key].expire()
         else:
             self.wake_other_nodes()
 

@@ -278,8 +278,9 @@ class Runner:
         else:
             if is_parked:
                 self._rest = ()
-            # A cancel in the same commit is for this runner to carry out.
-            if is_parked and self._cancelled is None:
+            # A run that was about to end when it parked is for this runner to end.
+            ends = self._cancelled is not None or self._has_expired
+            if is_parked and not ends:
                 if self._end is not None:
                     self._end.is_parked = True
                 self._settle()

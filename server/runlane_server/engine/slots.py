@@ -197,10 +197,7 @@ class Slots:
             return self._use_grant(lane, agent, resuming=resuming)
         if not self._is_closed:
             if self._can_keep(lane, agent):
-                self.agents.put_back(self._in_use[lane])
-                self.agents.take(agent)
-                self.agents.reserve(agent, lane)
-                self._in_use[lane] = agent
+                self._keep(lane, agent)
                 return True
             if self._can_take(lane, agent):
                 self._leave_queue(lane)
@@ -209,6 +206,19 @@ class Slots:
                 return True
         self._join_queue(lane, agent, resuming=resuming)
         return False
+
+    def _keep(self, lane: SessionKey, agent: str) -> None:
+        """Uses the slot of a lane for its next run."""
+        used, self._in_use[lane] = self._in_use[lane], agent
+        if used == agent:
+            self.agents.reserve(agent, lane)
+            return
+        self.agents.put_back(used)
+        self.agents.take(agent)
+        # What was reserved for its last run, which may have ended before a worker had it.
+        self.agents.give_back(used, lane)
+        self.agents.reserve(agent, lane)
+        self._grant_free()
 
     def _use_grant(self, lane: SessionKey, agent: str, *, resuming: bool) -> bool:
         """Uses a grant, which may be for another agent if the next run has changed since."""
@@ -224,6 +234,8 @@ class Slots:
                 return False
             self.agents.take(agent)
             self.agents.reserve(agent, lane)
+            self._in_use[lane] = agent
+            self._grant_free()
         self._in_use[lane] = agent
         return True
 

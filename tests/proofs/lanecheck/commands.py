@@ -194,6 +194,7 @@ class Command:
                 return None if self.input_of(lane) else InputClosed
             case Verb.DRAIN | Verb.FINISH | Verb.HAND_OVER | Verb.HAND_BACK:
                 here = self.host is None or (lane.active and lane.active.host == self.host)
+                here = here or (self.verb is not Verb.DRAIN and ends_without_node(lane.active))
                 return None if here and self._is_of_active(lane) else IllegalCommand
             case Verb.ADOPT | Verb.ASK:
                 return None if self._is_of_active(lane) else IllegalCommand
@@ -503,6 +504,12 @@ def stored(lane: Lane, made: Transition) -> Lane:
 def is_cancelling(run: LaneRun | None) -> bool:
     """Whether a run is active and covered by a cancel."""
     return run is not None and run.state is RunState.CANCELLING
+
+
+def ends_without_node(run: LaneRun | None) -> bool:
+    """Whether a run is about to end that its agent has left: whoever supervised it may end it."""
+    ends = is_cancelling(run) or (run is not None and bool(run.asking.expired))
+    return run is not None and run.asking.parked and ends
 
 
 def is_parked(run: LaneRun | None) -> bool:

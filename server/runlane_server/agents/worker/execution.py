@@ -348,7 +348,9 @@ class Execution:
     async def _hand_back(self, worker_id: str) -> None:
         self.is_finished = True
         self.handed_back_by = worker_id
-        self._settle(HandedBack(HANDED_BACK))
+        # With output the attempt counts, also if the output makes no message (R37).
+        kind = AttemptLost if self.received else HandedBack
+        self._settle(kind(HANDED_BACK))
 
     def _check_open(self, field: str) -> None:
         if self.is_finished:

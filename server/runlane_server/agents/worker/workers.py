@@ -13,7 +13,13 @@ from typing import NamedTuple
 import structlog
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.worker.execution import GIVEN_BACK, REFUSED, WORKER_LOST, Execution
+from runlane_server.agents.worker.execution import (
+    GIVEN_BACK,
+    HANDED_BACK,
+    REFUSED,
+    WORKER_LOST,
+    Execution,
+)
 from runlane_server.agents.worker.offers import Offers
 from runlane_server.agents.worker.quarantine import Fault, Party, Quarantine
 from runlane_server.agents.worker.returns import Returns
@@ -302,7 +308,7 @@ class Workers:
             self._returns.forget(key)
         if error is None:
             self._praise(execution.worker)
-        elif _is_at_fault(execution, error):
+        elif _is_at_fault(error):
             returned = isinstance(error, HandedBack)
             self._blame(execution.worker, Fault.RETURNED if returned else Fault.LOST)
         return error
@@ -322,6 +328,7 @@ class Workers:
             # Its start was found in the store.
             self.give_back(lane)
             self.reserve(execution.agent, lane)
+            served.grant()
         _, slot = self._reserved.pop(lane, _NO_SLOT)
         if slot is not None:
             slot.is_offering, slot.reserved_for = False, None
@@ -369,11 +376,10 @@ class Workers:
             ) from None
 
 
-def _is_at_fault(execution: Execution, error: AgentError) -> bool:
+def _is_at_fault(error: AgentError) -> bool:
     """Whether the worker is to blame for the end of its attempt.
 
     Any other error is the agent's answer to a prompt. Who may only send prompts must not be able
     to stop the workers. A worker that hands a run back because it stops is not at fault either.
     """
-    is_drain = isinstance(error, HandedBack) and execution.handed_back_by is not None
-    return isinstance(error, AttemptLost) and not is_drain
+    return isinstance(error, AttemptLost) and error.message != HANDED_BACK

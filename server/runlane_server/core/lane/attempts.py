@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from runlane_server.core.lane.asking import count
@@ -46,8 +47,10 @@ def finish(
     Raises IllegalCommand if the attempt is not the active one, or not active on node `host`: it was
     fenced off.
     """
-    active = the_active(lane, run_id, attempt, host)
+    active = _supervised(lane, run_id, attempt, host)
     edit = Edit(lane, at)
+    content, tail = _own_output(active, outcome.content, outcome.tail)
+    outcome = replace(outcome, content=content, tail=tail)
     count(edit, active, events)
     if cancelled is not None:
         cancel_active(edit, cancelled)
@@ -55,6 +58,33 @@ def finish(
         _retry(edit, outcome.content, outcome.tail, failed=True, not_before=at + backoff)
         return edit.done(reply=None)
     return edit.done(reply=end_turn(edit, outcome))
+
+
+def _supervised(lane: Lane, run_id: str, attempt: int, host: str | None) -> LaneRun:
+    """The active run, for the supervisor of its attempt on node `host` to end it.
+
+    A run that is about to end has no node if its agent leaves in the same instant. Then that
+    supervisor ends it, wherever it is.
+    """
+    active = lane.active
+    if active is not None and active.asking.parked and _is_ending(active):
+        host = None
+    return the_active(lane, run_id, attempt, host)
+
+
+def _is_ending(active: LaneRun) -> bool:
+    return active.state is RunState.CANCELLING or bool(active.asking.expired)
+
+
+def _own_output(
+    active: LaneRun, content: tuple[DraftMessage, ...], tail: tuple[EventBody, ...]
+) -> tuple[tuple[DraftMessage, ...], tuple[EventBody, ...]]:
+    """The output of an attempt, as far as it may still be written."""
+    if active.asking.restarts and any(draft.run_id for draft in content):
+        # Of the runs folded into it, some wait again, and the prompts of the others were written
+        # when it parked.
+        return (), ()
+    return content, tail
 
 
 def _backoff(active: LaneRun, outcome: Outcome) -> Micros | None:
@@ -111,7 +141,7 @@ def hand_over(
     executor gave the run back; without output and folded runs the attempt does not count (R37).
     Raises IllegalCommand if the attempt is not the active one, or not active on node `host`.
     """
-    active = the_active(lane, run_id, attempt, host)
+    active = _supervised(lane, run_id, attempt, host)
     content, tail = outcome.content, outcome.tail
     is_active = active.state is RunState.ACTIVE
     if is_unused and is_active and not (content or tail or lane.folded):
@@ -159,10 +189,7 @@ def _give_up(
     if waits and active.asking.parked:
         return edit.done(reply=False)
     count(edit, active, events)
-    if active.asking.restarts and any(draft.run_id for draft in content):
-        # Of the runs folded into it, some wait again, and the prompts of the others were written
-        # when it parked.
-        content, tail = (), ()
+    content, tail = _own_output(active, content, tail)
     # Attempts that the agent failed are limited by the retry policy; others do not count.
     counted = active.attempt - active.failures - active.asking.extra_attempts
     if waits and active.asking.resumable:
