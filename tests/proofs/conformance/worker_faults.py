@@ -271,6 +271,7 @@ WORKER_FAULTS = (
                 "    if is_unused and is_active and not (content or tail or lane.folded):\n",
                 "    if is_unused and is_active:\n",
             ),
+            Edit(EXECUTION, "AttemptLost if self.received else HandedBack", "HandedBack"),
         ),
         case="A run with output that is handed back",
     ),
