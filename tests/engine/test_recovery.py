@@ -5,6 +5,7 @@ Such a copy is what a node finds that was killed at that instant.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from runlane_server.agents.functions import FunctionAgent, resumable
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import FinishReason, RunKey, RunState, Started
+from runlane_server.core.model import FinishReason, RunKey, RunState, SessionKey, Started
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.store.base import Store
 from runlane_server.store.open import StoreUrl, open_store
@@ -168,6 +169,17 @@ async def test_r07_a_run_with_an_attempt_left_is_retried_before_waiting_runs(
         assert [m.role for m in await node.messages("s")] == ["user", "assistant"] * 2
 
 
+async def parked(store: Store, session_id: str) -> None:
+    """Waits until the active run waits for input without a node. Over PostgreSQL a node serves
+    before it has recovered all runs."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            active = (await store.load_lane(SessionKey("default", session_id))).active
+            if active is not None and active.asking.parked:
+                return
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("can_resume", [False, True])
 async def test_r44_a_run_that_waits_is_recovered_for_an_agent_that_workers_execute_now(
@@ -191,6 +203,7 @@ async def test_r44_a_run_that_waits_is_recovered_for_an_agent_that_workers_execu
         ):
             if can_resume:
                 # It starts again once it is answered, which a cancel need not wait for.
+                await parked(copied, "s")
                 assert await second.state(run.run_id) is S.INPUT_REQUIRED
                 await second.coordinator.cancel("s")
             end = await second.end(run.run_id)
