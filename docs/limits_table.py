@@ -107,7 +107,7 @@ CALLS = (
     ),
     (
         "webhooks of a tenant",
-        f"{registry.MAX_OF_TENANT}",
+        f"{registry.MAX_OF_TENANT}; concurrent calls to N nodes may create up to N - 1 more",
         "CreateWebhook is refused: QUOTA_EXCEEDED",
     ),
     (
