@@ -206,14 +206,14 @@ async def followed(handle: RunHandle) -> list[RunEvent]:
     return [event async for event in handle.events()]
 
 
-def check_whole(events: Sequence[RunEvent], text: str) -> RunComplete:
-    """Checks that every event came once and in order, that the run completed in its first attempt,
-    and that the text is whole; returns its end."""
+def check_whole(events: Sequence[RunEvent], text: str, *, attempt: int = 1) -> RunComplete:
+    """Checks that every event came once and in order, that the run completed in an attempt, and
+    that the text is whole; returns its end."""
     assert [event.index for event in events] == list(range(1, len(events) + 1))
     deltas = [event.body.text for event in events if isinstance(event.body, TextDelta)]
     assert "".join(deltas) == text
     end = events[-1].body
     assert isinstance(end, RunComplete)
-    assert (end.state, end.error, end.attempt) == ("completed", None, 1)
+    assert (end.state, end.error, end.attempt) == ("completed", None, attempt)
     assert end.text == text
     return end

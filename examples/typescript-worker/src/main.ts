@@ -178,7 +178,7 @@ class Attempt {
   }
 }
 
-const NOTHING = { usage: undefined, model: '' };
+const NOTHING = { usage: undefined, model: '', resultJson: '' };
 
 /** Executes one run at a time (W1). */
 class Slot {
