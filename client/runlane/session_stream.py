@@ -157,7 +157,7 @@ class SessionStream:
         raise StopAsyncIteration
 
     def _body(self, message: pb.SubscribeSessionResponse) -> SessionBody | None:
-        """What to deliver; None for a mark, a part of a snapshot, and what is not known here."""
+        """The event to deliver; None for a mark, a part of a snapshot, and an unknown event."""
         match message.WhichOneof("event"):
             case "snapshot":
                 return self._snapshot(message)

@@ -55,7 +55,7 @@ class WebhookHealth:
         failures: Failed attempts since the last success.
         failing_since: The first of them.
         next_attempt_at: The earliest next attempt, if the webhook fails as a whole.
-        last_error: What went wrong last.
+        last_error: The last failure.
         last_error_at: When.
         last_success_at: The last delivery that arrived.
         delivered: Deliveries that arrived.

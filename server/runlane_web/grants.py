@@ -21,7 +21,7 @@ from runlane_web.errors import Refused
 from runlane_web.routes import Route
 
 PREFIX = "rlg_"
-"""What the token of a grant begins with; no token of a server does."""
+"""The prefix of the token of a grant; no token of a server begins with it."""
 
 MAX_SECONDS = 3600
 """Maximum lifetime of a grant."""

@@ -503,6 +503,34 @@ async def test_follow_of_a_session_goes_on_and_ends_with_its_cursor(peer: Peer) 
     assert err.splitlines()[-1] == "resume with --cursor c2"
 
 
+async def test_follow_of_a_session_shows_the_prompt_of_a_run_that_starts_at_once(
+    peer: Peer,
+) -> None:
+    """Its prompt comes after its start; it was in no queue before."""
+    peer.scripts["GetRun"] = [(Refuse(StatusCode.NOT_FOUND, "RUN_NOT_FOUND"),)] * 2
+    changed = Streamed.SessionChanged(
+        session=session_pb2.Session(session_id="s", active_run_id="r1"),
+        active_run=run_pb2.Run(run_id="r1", prompt_excerpt="why?"),
+    )
+    start_of = event(1, started=run_pb2.RunEvent.Started(attempt=1))
+    peer.scripts["SubscribeSession"] = [
+        (
+            Streamed(session_id="s", cursor="c1", run_event=of_run("r1", start_of)),
+            Streamed(session_id="s", cursor="c1", session_changed=changed),
+            Streamed(session_id="s", cursor="c2", run_event=of_run("r2", start_of)),
+            Streamed(session_id="s", cursor="c3", run_event=of_run("r2", says(2, "text\n"))),
+            HANG,
+        )
+    ]
+    process = await start(peer, "follow", "s", "--cursor", "c0")
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"text\n"
+    process.send_signal(signal.SIGINT)
+    _, _, err = await finish(process)
+    # A run whose prompt does not follow is announced before its output.
+    assert err.splitlines()[:2] == ["run r1 why?", "run r2"]
+
+
 async def test_follow_of_a_session_in_json(peer: Peer) -> None:
     peer.scripts["SubscribeSession"] = [
         (

@@ -1,4 +1,4 @@
-"""What an agent in a worker can say: steps, questions, artifacts, custom events and results."""
+"""The output of an agent in a worker: steps, questions, artifacts, custom events and results."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def connected(execution: Execution) -> tuple[Slot, Downstream]:
 
 
 def waiting(down: Downstream) -> list[Any]:
-    """What waits for a worker."""
+    """The messages that wait for a worker."""
     return [message for message, _ in down._waiting]
 
 

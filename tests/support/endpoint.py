@@ -31,7 +31,7 @@ class Delivery:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What it is about."""
+        """The event that it reports."""
         data: dict[str, Any] = self.message["data"]
         return data
 

@@ -1,4 +1,4 @@
-"""Where deliveries may go."""
+"""The allowed destinations of deliveries."""
 
 from __future__ import annotations
 

@@ -110,6 +110,8 @@ class SessionView:
         self._as_json = as_json
         self.runs = RunView(as_json=False)
         self._prompts: dict[str, str] = {}
+        self._unannounced = ""
+        """The run that has started while its prompt was not known."""
         self._waiting = 0
 
     def show(self, event: SessionEvent) -> None:
@@ -121,8 +123,9 @@ class SessionView:
             case SessionSnapshot() as snapshot:
                 self._show_snapshot(snapshot)
             case SessionRunEvent(run_id, of_run):
+                self._announce_late()
                 if isinstance(of_run.body, Started):
-                    self._announce(run_id)
+                    self._on_start(run_id)
                 self.runs.show(of_run)
             case QueueChanged(run_ids, runs):
                 self._know(*runs)
@@ -130,6 +133,7 @@ class SessionView:
             case SessionChanged(session, active_run):
                 if active_run is not None:
                     self._know(active_run)
+                self._announce_late()
                 if session is None:
                     self._prompts.clear()
                     self.runs.note("the session was deleted")
@@ -148,6 +152,18 @@ class SessionView:
     def _know(self, *runs: Run) -> None:
         for run in runs:
             self._prompts[run.run_id] = run.prompt_excerpt
+
+    def _on_start(self, run_id: str) -> None:
+        if run_id in self._prompts:
+            self._announce(run_id)
+        else:
+            # The prompt of a run that starts at once follows with the change of the session.
+            self._unannounced = run_id
+
+    def _announce_late(self) -> None:
+        run_id, self._unannounced = self._unannounced, ""
+        if run_id:
+            self._announce(run_id)
 
     def _announce(self, run_id: str) -> None:
         prompt = self._prompts.pop(run_id, "")

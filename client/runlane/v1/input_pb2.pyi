@@ -38,7 +38,7 @@ class _InputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InputKind.V
     """A text."""
 
 class InputKind(_InputKind, metaclass=_InputKindEnumTypeWrapper):
-    """What an input request asks for."""
+    """The kind of a question of an input request."""
 
 INPUT_KIND_UNSPECIFIED: InputKind.ValueType  # 0
 """Never sent."""
@@ -117,7 +117,7 @@ class InputRequest(_message.Message):
     the same answer.
     """
     kind: Global___InputKind.ValueType
-    """What it asks for."""
+    """The question."""
     text: _builtins.str
     """The question."""
     tool_name: _builtins.str

@@ -145,7 +145,7 @@ class RunAcceptedRequest(_message.Message):
     expected_active_run_id: _builtins.str
     """Accept the run only while this is the active run of the session, or the one that waits for its
     next attempt; else the call is refused with ACTIVE_RUN_CHANGED. It is no part of the request that
-    a repeated run_id is compared with: a run that was accepted is returned, whatever is active now.
+    a repeated run_id is compared with: a run that was accepted is returned, even if another one is active now.
     Empty: accept it in any case.
     """
     @_builtins.property

@@ -84,7 +84,7 @@ class Questions:
 
 
 def value_of(question: pb.Question, answer: input_pb2.InputAnswer) -> Any:
-    """What the agent gets: an `Approval`, the choice, the object of the form, or the text."""
+    """The value for the agent: an `Approval`, the choice, the object of the form, or the text."""
     match answer.WhichOneof("value"):
         case "approval":
             given = answer.approval

@@ -1,4 +1,4 @@
-"""What an agent waits for the server to answer."""
+"""The requests of an agent that the server has not answered yet."""
 
 from __future__ import annotations
 

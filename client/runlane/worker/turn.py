@@ -14,7 +14,7 @@ from runlane.worker.v1 import worker_service_pb2 as pb
 
 
 class Calls(Protocol):
-    """What a turn asks of its attempt."""
+    """The calls that a turn makes to its attempt."""
 
     async def emit(self, event: AgentEvent | str) -> None:
         """Adds an event."""

@@ -166,7 +166,7 @@ class Turn(Protocol):
 
     @property
     def checkpoint(self) -> str:
-        """What the agent has left, if it is called again after `ask_and_leave`; else empty."""
+        """The checkpoint of the agent, if it is called again after `ask_and_leave`; else empty."""
 
     async def answer_to(self, key: str) -> Any:
         """The answer to a question that the agent has left with."""

@@ -14,7 +14,7 @@ from runlane_server.core.model import Micros
 
 
 class InputKind(StrEnum):
-    """What an answer is."""
+    """The kinds of an answer."""
 
     APPROVAL = "approval"  # of a tool call: yes or no, with other arguments if need be
     CHOICE = "choice"  # one of a list

@@ -1,4 +1,4 @@
-"""What the agent of one attempt emits and reports."""
+"""The output and the reports of the agent of one attempt."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from runlane_server.core.model import EventBody
 
 
 def event_size(body: EventBody) -> int:
-    """The bytes of all texts and contents of an event, in whatever field.
+    """The bytes of all texts and contents of an event, in all fields.
 
     It is the size in memory, not that in UTF-8: a single character may make a text take four
     bytes for each.

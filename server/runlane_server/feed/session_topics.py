@@ -64,7 +64,7 @@ class _Topic:
 
 
 class SessionTopics:
-    """What happens in followed sessions. Other sessions cost one look-up for each commit."""
+    """The events of followed sessions. Other sessions cost one look-up for each commit."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -46,9 +46,9 @@ Relayed: TypeAlias = Callable[[RunKey], AbstractContextManager[None]]
 class SessionPlace(NamedTuple):
     """A position in a session, from which a stream resumes.
 
-    `created_at` tells the session from later ones with its id; 0 if there was none. `place` is
-    that in the log of its lane; `run_id` is the run whose output may come next, and `event_index`
-    the last of its events before the position.
+    `created_at` distinguishes the session from later ones with its id; 0 if there was none. `place`
+    is that in the log of its lane; `run_id` is the run whose output may come next, and
+    `event_index` the last of its events before the position.
     """
 
     created_at: int = 0
@@ -90,7 +90,7 @@ class QueueChanged:
 
 
 class Step(NamedTuple):
-    """What a stream returns next, and the position after it."""
+    """The next step of a stream, and the position after it."""
 
     item: Snapshot | RunEvent | SessionChanged | QueueChanged
     at: SessionPlace
@@ -367,7 +367,7 @@ class SessionFollower:
         )
 
     def _follow(self, run_id: str) -> None:
-        """Follows the output of a run as it is written, on whatever node."""
+        """Follows the output of a run as it is written, on any node."""
         if self._live is not None and self._live[0] == run_id:
             return
         self._unfollow()
@@ -541,7 +541,7 @@ def _at_version(session: Session | None, *, lane: Lane) -> Session | None:
 
 
 def _state(active: LaneRun | None) -> object:
-    """What a change of the active run is told by: not its output."""
+    """The fields whose change is reported for the active run: its output is not among them."""
     return None if active is None else (active.run_id, active.state, active.attempt)
 
 

@@ -87,7 +87,7 @@ class AgentWorker(Worker):
 
 
 class _Execution:
-    """One attempt. What the agent emits is checked as within the server."""
+    """One attempt. Its events are checked as within the server."""
 
     def __init__(self, agent: Agent, turn: Turn) -> None:
         self._agent = agent

@@ -78,7 +78,7 @@ def check_http(config: Config) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DoorSockets:
-    """Where the door is reached and where it reaches the server.
+    """The addresses of the door: its own, and that of the server.
 
     Attributes:
         listen: The address that `sockets` listen on.

@@ -1,7 +1,7 @@
 """The order of the events of a session (R52).
 
 Each event that a transition commits has a place in the log of its lane: the version of the lane,
-and the number of the event within the transition. What the agent emits in between has none; it
+and the number of the event within the transition. Output of the agent in between has none; it
 belongs after the event of its run with the next lower index.
 """
 

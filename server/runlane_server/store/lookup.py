@@ -1,4 +1,4 @@
-"""What the lists of runs and sessions are filtered and ordered by."""
+"""The filters and orders of the lists of runs and sessions."""
 
 from __future__ import annotations
 

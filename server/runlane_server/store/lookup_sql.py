@@ -51,7 +51,7 @@ class Statement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What differs between the databases.
+    """The differences between the databases.
 
     `mark` precedes the number of a parameter, and `escape` makes the stored form of a text.
     `by_number`: a row has an index on its number alone, so a list reads numbers from its index and

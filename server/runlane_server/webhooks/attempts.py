@@ -98,7 +98,7 @@ class Slots:
 
 @dataclass(slots=True)
 class Counts:
-    """What all webhooks of a node have done, for metrics."""
+    """The counts of all webhooks of a node, for metrics."""
 
     delivered: int = 0
     failed: int = 0
@@ -109,7 +109,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What deliveries of all webhooks share."""
+    """The parts that deliveries of all webhooks share."""
 
     store: Store
     feed: Feed

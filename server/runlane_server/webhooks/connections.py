@@ -16,7 +16,7 @@ IDLE_SECONDS = 20.0
 
 
 class Endpoint(NamedTuple):
-    """Where a connection goes, and for whom."""
+    """The address and the tenant of a connection."""
 
     tenant: str
     is_https: bool

@@ -1,6 +1,6 @@
 """Delivers for one webhook: in order within a session, sessions beside each other.
 
-What stands between the log and the endpoint is bounded: `WINDOW` events, of `WINDOW_BYTES`, that
+The memory between the log and the endpoint is bounded: `WINDOW` events, of `WINDOW_BYTES`, that
 were read and not yet delivered, and `MAX_HELD` sessions whose next event has failed. Of a held
 session only a place in the log is kept. Its events are read again when its retry is due, while
 others go on.

@@ -1,4 +1,4 @@
-"""Where deliveries may go: the form of a URL, and the addresses that a name may resolve to."""
+"""The allowed destinations of deliveries: the form of a URL, and the addresses of its name."""
 
 from __future__ import annotations
 

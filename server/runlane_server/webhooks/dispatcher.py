@@ -2,7 +2,7 @@
 
 Each node leases webhooks from the store, by the store's clock, and renews the leases. A node that
 dies or loses the store stops to renew, and others take over. It notices by its own clock before
-they do. What it still writes is refused by the fence of the webhook.
+they do. The fence of the webhook refuses its later writes.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ WORKER_FAULTS = (
                 "        if False:\n",
             ),
         ),
-        case="Whoever has not the token",
+        case="A worker without the token",
     ),
     Fault(
         "a worker with two connections",
@@ -100,7 +100,7 @@ WORKER_FAULTS = (
             ),
         ),
         durable=True,
-        case="What is acknowledged is in the store",
+        case="Acknowledged events are in the store",
     ),
     Fault(
         "a repeated event that is stored again",
@@ -130,7 +130,7 @@ WORKER_FAULTS = (
         "output after the end of a turn that is ignored forever",
         (34,),
         (Edit(SLOT, "worker_id\n        self._discards = False\n", "worker_id\n"),),
-        case="What a worker sends after the end",
+        case="Output that a worker sends after the end",
     ),
     Fault(
         "an end without a turn",

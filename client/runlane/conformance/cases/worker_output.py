@@ -58,7 +58,7 @@ async def _waits_for_an_offer(ctx: CaseContext) -> None:
 
 @case(34, Need.WORKER, Need.RESTARTS, Need.DURABLE)
 async def _durable(ctx: CaseContext) -> None:
-    """What is acknowledged is in the store, and survives a crash."""
+    """Acknowledged events are in the store, and survive a crash."""
     handle = await accept(ctx)
     stream, turn = await turn_of(ctx, handle)
     for number in range(1, 11):
@@ -124,8 +124,8 @@ async def _mistakes(ctx: CaseContext) -> None:
 
 @case(34, Need.WORKER)
 async def _after_the_end(ctx: CaseContext) -> None:
-    """What a worker sends after the end of its turn is not stored, and a mistake after its next
-    offer."""
+    """Output that a worker sends after the end of its turn is not stored; after its next
+    offer it is a mistake."""
     handle = await accept(ctx)
     stream, _ = await turn_of(ctx, handle)
     await stream.emit(1, "a")

@@ -130,7 +130,7 @@ async def expect_interrupted(ctx: CaseContext, handle: RunHandle, text: str) -> 
 
 @case(33, Need.WORKER)
 async def _wrong_token(ctx: CaseContext) -> None:
-    """Whoever has not the token of the attempt is fenced, and its worker goes on."""
+    """A worker without the token of the attempt is fenced, and the right one goes on."""
     handle = await accept(ctx)
     stream, turn = await turn_of(ctx, handle)
     for wrong in ({"fence": "0" * 64}, {"attempt": 2}, {"run_id": f"{ctx.session} other"}):

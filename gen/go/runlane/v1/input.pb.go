@@ -22,7 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What an input request asks for.
+// The kind of a question of an input request.
 type InputKind int32
 
 const (
@@ -156,7 +156,7 @@ type InputRequest struct {
 	// The agent's name for the question. A later attempt of the run that asks with the same key gets
 	// the same answer.
 	Key string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
-	// What it asks for.
+	// The question.
 	Kind InputKind `protobuf:"varint,5,opt,name=kind,proto3,enum=runlane.v1.InputKind" json:"kind,omitempty"`
 	// The question.
 	Text string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`

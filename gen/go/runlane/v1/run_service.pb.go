@@ -175,7 +175,7 @@ type RunAcceptedRequest struct {
 	RetryPolicy *RetryPolicy `protobuf:"bytes,11,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
 	// Accept the run only while this is the active run of the session, or the one that waits for its
 	// next attempt; else the call is refused with ACTIVE_RUN_CHANGED. It is no part of the request that
-	// a repeated run_id is compared with: a run that was accepted is returned, whatever is active now.
+	// a repeated run_id is compared with: a run that was accepted is returned, even if another one is active now.
 	// Empty: accept it in any case.
 	ExpectedActiveRunId string `protobuf:"bytes,12,opt,name=expected_active_run_id,json=expectedActiveRunId,proto3" json:"expected_active_run_id,omitempty"`
 	unknownFields       protoimpl.UnknownFields

@@ -57,7 +57,7 @@ def _ignore() -> None:
 
 
 class Execution:
-    """What the worker has sent for the attempt, and the stream that it is connected by, if any.
+    """The messages of the worker for the attempt, and the stream that connects it, if any.
 
     Without a connection for `lease` seconds the attempt is lost (R35). A turn that the worker does
     not begin within that time starts elsewhere, and no attempt is lost.

@@ -1,4 +1,4 @@
-"""What goes down a stream to a worker."""
+"""The messages from the server to a worker."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class KeptStep(NamedTuple):
 
 
 Emitted: TypeAlias = AgentEvent | KeptStep
-"""What a worker numbers."""
+"""The output that a worker numbers."""
 
 
 class DurableTurn(Turn, Protocol):

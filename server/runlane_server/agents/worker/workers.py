@@ -267,7 +267,7 @@ class Workers:
                 self.offer(slot)
 
     def held_by(self, worker_id: str) -> Held:
-        """What the slots of a worker are in use for."""
+        """The uses of the slots of a worker."""
         slots = self._of_worker(worker_id)
         now = time.monotonic()
         stuck = [now - slot.stuck_since for slot in slots if slot.stuck_since is not None]
@@ -379,7 +379,8 @@ class Workers:
 def _is_at_fault(error: AgentError) -> bool:
     """Whether the worker is to blame for the end of its attempt.
 
-    Any other error is the agent's answer to a prompt. Who may only send prompts must not be able
-    to stop the workers. A worker that hands a run back because it stops is not at fault either.
+    Any other error is the agent's answer to a prompt. A caller who may only send prompts must
+    not be able to stop the workers. A worker that hands a run back because it stops is not at
+    fault either.
     """
     return isinstance(error, AttemptLost) and error.message != HANDED_BACK

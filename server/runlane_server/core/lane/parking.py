@@ -1,5 +1,5 @@
-"""What an attempt leaves behind that does not go on: its output is dropped, and what it folded in
-waits again (R38, R44)."""
+"""The remains of an attempt that does not continue: its output is dropped, and the runs that it
+folded in wait again (R38, R44)."""
 
 from __future__ import annotations
 

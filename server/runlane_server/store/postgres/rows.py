@@ -348,7 +348,7 @@ def _retried_run(tenant: str, session_id: str, run: LaneRun) -> Row:
 
 def _hold(transition: Transition) -> int:
     """For how many microseconds nobody may claim the lane, as its first run waits for its next
-    attempt. A later run neither lifts that hold nor begins it anew."""
+    attempt. A later run neither lifts that hold nor restarts it."""
     head = transition.lane.backing_off
     if head is None or head.retry is None:
         return 0
