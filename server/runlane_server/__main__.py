@@ -2,11 +2,13 @@
 
 import sys
 
+from runlane_commands.streams import keep_exit_code
 from runlane_server.extras import missing
 
 
 def main() -> None:
     """Runs the command; exits with its exit code, and with one line if an extra is missing."""
+    keep_exit_code()
     try:
         from runlane_server.cli.main import main as run  # noqa: PLC0415 - its imports are an extra
     except ImportError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from runlane_commands.streams import keep_exit_code
 from runlane_web.memory import protect_memory
 
 
 def main() -> None:
     """Runs the command. Ends with exit code 2 where the extra is not installed."""
     protect_memory()
+    keep_exit_code()
     try:
         from runlane_web.cli import web  # noqa: PLC0415 - a missing extra has a line of its own
     except ModuleNotFoundError as error:

@@ -121,7 +121,11 @@ async def test_a_file_whose_name_is_not_utf8_is_attached(peer: Peer, tmp_path: P
     assert attachment.name == "caf\N{REPLACEMENT CHARACTER}.txt"
 
 
-async def test_a_full_disk_is_an_error_of_the_output(peer: Peer) -> None:
+async def test_a_full_disk_is_an_error_of_the_output(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With it, nothing would be left in a buffer at the end of the process.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     peer.scripts["RunAccepted"] = [(accepted(),)]
     peer.scripts["SubscribeRun"] = [(says(1, "a"), event(2, run_complete=complete("r")))]
     with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230 - opens at once

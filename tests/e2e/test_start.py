@@ -250,7 +250,11 @@ async def test_a_unix_socket_works_again_after_a_crash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("log", ["nobody reads it", "the disk is full"])
-async def test_a_server_works_with_an_unwritable_log(tmp_path: Path, log: str) -> None:
+async def test_a_server_works_with_an_unwritable_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    # With it, nothing would be left in a buffer at the end of the process.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     reader, writer = os.pipe()
     os.close(reader)
     stderr = os.open("/dev/full", os.O_WRONLY) if log == "the disk is full" else os.dup(writer)

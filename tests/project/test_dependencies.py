@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-OURS = {"runlane", "runlane_server", "runlane_web", "google", "grpc_status"}
+OURS = {"runlane", "runlane_commands", "runlane_server", "runlane_web", "google", "grpc_status"}
 """Packages of this project, and a namespace that several distributions share."""
 
 NAMED_ELSEWHERE = {

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
+from runlane_commands.streams import keep_exit_code
+
 
 def main() -> None:
     """Runs the command; exits with its exit code, and with one line on stderr for an error."""
+    keep_exit_code()
     try:
         # Not at the top of the module, because its dependencies may be missing.
         from runlane.cli.app import runlane  # noqa: PLC0415

@@ -18,6 +18,8 @@ import click
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from runlane_commands.streams import discard
+
 _UNSAFE = re.compile(
     "["
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but newline and tab
@@ -100,6 +102,8 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:  # `| head` has enough
             raise
+        # Else the next flush would fail, and hide this error.
+        discard(stream)
         raise OutputError(f"cannot write the output: {error.strerror}") from error
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import sys
 
+from runlane_commands.streams import keep_exit_code
+
 
 def main() -> None:
     """Runs the command; requires the extra `cli`."""
+    keep_exit_code()
     try:
         from runlane.conformance.app import main as run  # noqa: PLC0415 - its imports may be missing
     except ModuleNotFoundError as error:

@@ -30,6 +30,7 @@ if __name__ == "__main__":
     # Before the imports, which take long: programs of other processes may already run.
     protect_memory()
 
+from runlane_commands.streams import keep_exit_code
 from runlane_server.agents.base import Agent, KeepsSessions
 from runlane_server.agents.loader import load_agent
 from runlane_server.agents.processes.protocol import (
@@ -123,6 +124,7 @@ class Server:
 
 def main() -> None:
     """Executes runs until the server is gone."""
+    keep_exit_code()
     try:
         server = Server(_take_stdin())
     except OSError:

@@ -21,6 +21,7 @@ if __name__ == "__main__":
     # Before the imports, which take long: programs of other processes may already run.
     protect_memory()
 
+from runlane_commands.streams import keep_exit_code
 from runlane_server.config import Config
 from runlane_server.core.errors import StartError
 from runlane_server.process.app import ChildProcess, run
@@ -35,6 +36,7 @@ No other process is left to kill one that hangs."""
 
 def main() -> None:
     """Serves until the parent ends this process or is gone."""
+    keep_exit_code()
     try:
         number, parent = int(sys.argv[1]), _take_stdin()
     except (IndexError, ValueError, OSError):
