@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
         "trace",
         "transition",
         "turn",
+        "update",
     },
     "extras": {"extras"},
     "net": {"addresses"},
