@@ -213,7 +213,7 @@ LIST_AGENTS = next(route for route in ROUTES if route.rpc.name == "ListAgents")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a path leads to: a route, with the fields that stand in the path."""
+    """The target of a path: a route, with the fields that stand in the path."""
 
     route: Route
     fields: Mapping[str, str]

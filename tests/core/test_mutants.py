@@ -424,7 +424,7 @@ MUTANTS = (
         "R44",
     ),
     Mutant(
-        "a run that ends while it waits to begin anew writes over its dropped output",
+        "a run that ends while it waits to begin again writes over its dropped output",
         "    attempt = ended.attempt + ended.asking.restarts\n",
         "    attempt = ended.attempt\n",
         "not used again",

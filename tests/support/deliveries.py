@@ -18,6 +18,7 @@ from runlane_server.webhooks.attempts import Counts, Parts, Schedule, Slots
 from runlane_server.webhooks.destination import Destinations
 from runlane_server.webhooks.dispatcher import Dispatcher
 from runlane_server.webhooks.registry import Webhooks
+from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.sender import Sender
 from support.story import TENANT
 
@@ -74,7 +75,12 @@ class Node:
         await asyncio.wait([self.task])
 
 
-def new_node(store: Store, schedule: Schedule = QUICK, now: Callable[[], int] = real_time) -> Node:
+def new_node(
+    store: Store,
+    schedule: Schedule = QUICK,
+    now: Callable[[], int] = real_time,
+    keys: SecretKeys = NO_KEYS,
+) -> Node:
     feed = Feed(store)
     dispatcher = Dispatcher(f"node-{time.monotonic_ns()}", store)
     parts = Parts(
@@ -87,8 +93,9 @@ def new_node(store: Store, schedule: Schedule = QUICK, now: Callable[[], int] = 
         slots=Slots(),
         counts=Counts(),
         schedule=schedule,
+        keys=keys,
     )
-    return Node(store, feed, dispatcher, Webhooks(store, dispatcher, LOCAL, now), parts)
+    return Node(store, feed, dispatcher, Webhooks(store, dispatcher, LOCAL, now, keys), parts)
 
 
 @asynccontextmanager

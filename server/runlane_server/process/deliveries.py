@@ -17,6 +17,7 @@ from runlane_server.webhooks.attempts import Counts, Parts, Slots
 from runlane_server.webhooks.destination import Destinations
 from runlane_server.webhooks.dispatcher import Dispatcher
 from runlane_server.webhooks.registry import Webhooks
+from runlane_server.webhooks.secret_keys import SecretKeys
 from runlane_server.webhooks.sender import Sender
 
 log = structlog.get_logger()
@@ -29,7 +30,8 @@ class NodeWebhooks:
         store = coordinator.store
         destinations = Destinations(tuple(map(ip_network, config.webhook_allow_network)))
         self.dispatcher = Dispatcher(str(uuid7()), store)
-        self.registry = Webhooks(store, self.dispatcher, destinations, coordinator.now)
+        keys = SecretKeys.read(config.webhook_keys)
+        self.registry = Webhooks(store, self.dispatcher, destinations, coordinator.now, keys)
         self._parts = Parts(
             store=store,
             feed=coordinator.feed,
@@ -39,6 +41,7 @@ class NodeWebhooks:
             last_input=self.dispatcher.last_input,
             slots=Slots(),
             counts=counts,
+            keys=keys,
             challenges=not config.webhook_unconfirmed,
         )
 

@@ -97,7 +97,7 @@ def decode_usage(text: str | None) -> Usage:
 
 
 class RetryState(NamedTuple):
-    """What is stored of the retries of a run: see `LaneRun`."""
+    """The stored form of the retries of a run: see `LaneRun`."""
 
     retry: RetryPolicy
     failures: int

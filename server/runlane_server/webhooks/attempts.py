@@ -21,6 +21,7 @@ from runlane_server.store.base import Store
 from runlane_server.store.webhooks import Place, Webhook, WebhookKey
 from runlane_server.webhooks.log_reader import Body, Entry
 from runlane_server.webhooks.names import NamesBusy
+from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.sender import DeliveryFailed, Sender
 from runlane_server.webhooks.signature import signed_headers
 
@@ -105,6 +106,7 @@ class Counts:
     given_up: int = 0
     disabled: int = 0
     lost: int = 0
+    locked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +121,15 @@ class Parts:
     last_input: Callable[[], Place]
     slots: Slots
     counts: Counts
+    keys: SecretKeys = NO_KEYS
     challenges: bool = True
     schedule: Schedule = Schedule()
 
 
 class Attempts:
     """Attempts to deliver for one webhook. `progress` has its health.
+
+    Raises SecretLocked.
 
     `on_change` is called when that has changed, `on_return` when the endpoint is back after it
     failed as a whole, and `on_end` when there is nothing to deliver any more.
@@ -143,6 +148,7 @@ class Attempts:
         self.progress = webhook.progress
         self._webhook = webhook
         self._parts = parts
+        self._secrets = parts.keys.open_all(webhook)
         self._schedule = parts.schedule
         self._is_leased = is_leased
         self._on_change = on_change
@@ -204,7 +210,7 @@ class Attempts:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "Runlane",
-            **signed_headers(self._secrets(now), message_id, now // SECOND, body),
+            **signed_headers(self._signing(now), message_id, now // SECOND, body),
         }
         try:
             answer = await self._parts.sender.post(
@@ -219,9 +225,9 @@ class Attempts:
             return answer.status, "the answer to the challenge does not contain its value"
         return answer.status, ""
 
-    def _secrets(self, now: Micros) -> tuple[str, ...]:
+    def _signing(self, now: Micros) -> Sequence[str]:
         until = self._webhook.old_secret_until
-        return self._webhook.secrets if until is None or now < until else self._webhook.secrets[:1]
+        return self._secrets if until is None or now < until else self._secrets[:1]
 
     def _note_success(self) -> None:
         was_failing = self.progress.failures >= PATIENCE
@@ -242,7 +248,7 @@ class Attempts:
     def _note_failure(self, error: str) -> None:
         now = self._parts.now()
         failures = self.progress.failures + 1
-        since = self.progress.failing_since or now
+        since = (self.progress.failing_since if self.progress.failures else None) or now
         if failures >= PATIENCE and now >= self._paused_until:
             # Those that were in flight at the same time fail together, and count once.
             self._pauses += 1

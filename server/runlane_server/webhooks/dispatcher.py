@@ -11,15 +11,18 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType
 
 import structlog
 
 from runlane_server.core.errors import Draining, RunlaneError
+from runlane_server.core.model import Micros
 from runlane_server.store.base import Store
-from runlane_server.store.webhooks import START, Lease, Place, WebhookKey
+from runlane_server.store.webhooks import START, Lease, Place, Webhook, WebhookKey
 from runlane_server.webhooks.attempts import Parts
 from runlane_server.webhooks.delivery import Delivery
+from runlane_server.webhooks.secret_keys import SecretLocked
 
 log = structlog.get_logger()
 
@@ -51,6 +54,7 @@ class Dispatcher:
         self._deliveries: dict[WebhookKey, Delivery] = {}
         self._last_input = START
         self._wakeup = asyncio.Event()
+        self._is_warned = False
 
     @property
     def deliveries(self) -> Mapping[WebhookKey, Delivery]:
@@ -121,6 +125,7 @@ class Dispatcher:
                     # It has changed, or cannot be read.
                     await asyncio.sleep(CHANGED_SECONDS)
                     return
+                webhook = await self._unlocked(webhook)
                 if webhook.enabled and not webhook.progress.disabled:
                     delivery = Delivery(webhook, self._parts, self._is_leased)
                     self._deliveries[lease.key] = delivery
@@ -134,6 +139,40 @@ class Dispatcher:
             except Exception:
                 log.exception("delivery failed", **lease.key._asdict())
             await asyncio.sleep(RESTART_SECONDS)
+
+    async def _unlocked(self, webhook: Webhook) -> Webhook:
+        """Returns once the secrets can be used and are encrypted in the store as the keys say."""
+        assert self._parts is not None  # noqa: S101 - set before the first lease
+        keys = self._parts.keys
+        try:
+            sealed = keys.sealed(webhook)
+        except SecretLocked as error:
+            self._parts.counts.locked += 1
+            await self._save_locked(webhook, str(error), self._parts.now())
+            await asyncio.Event().wait()  # until a caller rotates the secret
+            raise
+        if sealed is not webhook:
+            # The new revision ends this delivery, and the next one has it.
+            await self._store.webhooks.replace(sealed, resets=False)
+            log.info("webhook secret encrypted", **webhook.key._asdict())
+            self.wake()
+            await asyncio.Event().wait()
+        if not keys and not self._is_warned:
+            self._is_warned = True
+            log.warning("webhook secrets are not encrypted in the store; use --webhook-keys")
+        if webhook.progress.failures:
+            return webhook
+        return replace(webhook, progress=replace(webhook.progress, failing_since=None))
+
+    async def _save_locked(self, webhook: Webhook, reason: str, now: Micros) -> None:
+        log.warning("webhook stopped", reason=reason, **webhook.key._asdict())
+        progress = replace(
+            webhook.progress,
+            failing_since=webhook.progress.failing_since or now,
+            last_error=reason,
+            last_error_at=now,
+        )
+        await self._store.webhooks.save(webhook.key, webhook.fence, progress)
 
     async def _stop(self) -> None:
         tasks = [task for _, task in self._running.values()]

@@ -22,6 +22,7 @@ from runlane_server.store.base import Page, Store
 from runlane_server.store.webhooks import Place, Progress, Webhook, WebhookFilter, WebhookKey
 from runlane_server.webhooks.destination import Destinations, Refused, Target
 from runlane_server.webhooks.dispatcher import Dispatcher
+from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.signature import SECRET_FORM, is_secret, new_secret
 
 MAX_OF_TENANT = 100
@@ -42,8 +43,10 @@ class Webhooks:
         dispatcher: Dispatcher,
         destinations: Destinations,
         now: Callable[[], Micros],
+        keys: SecretKeys = NO_KEYS,
     ) -> None:
         self._store = store
+        self._keys = keys
         self._dispatcher = dispatcher
         self._destinations = destinations
         self._now = now
@@ -86,7 +89,7 @@ class Webhooks:
         return Webhook(
             key,
             url=url,
-            secrets=(secret,),
+            secrets=(self._keys.seal(key, secret),),
             wanted=wanted,
             full=False,
             enabled=False,
@@ -138,14 +141,14 @@ class Webhooks:
         new = self._checked_secret(secret)
 
         def apply(webhook: Webhook) -> tuple[Webhook, bool]:
-            now = self._now()
-            if expire_now:
-                return replace(webhook, secrets=(new,), old_secret_until=None), False
-            secrets = (new, webhook.secrets[0])
-            until = now + OLD_SECRET_KEPT
-            return replace(webhook, secrets=secrets, old_secret_until=until), False
+            until = None if expire_now else self._now() + OLD_SECRET_KEPT
+            return self._keys.rotated(webhook, new, until), False
 
         return await self._change(key, apply, None)
+
+    def secret_of(self, webhook: Webhook) -> str:
+        """The current secret of a webhook, for the caller who has just created or rotated it."""
+        return self._keys.open(webhook.key, webhook.secrets[0])
 
     async def redeliver(self, key: WebhookKey, after: Place) -> Webhook:
         """Delivers again what comes after a place."""

@@ -590,7 +590,7 @@ def is_cancelling(run: LaneRun | None) -> bool:
 
 
 def ends_without_node(run: LaneRun | None) -> bool:
-    """Whether a run is about to end that its agent has left: whoever supervised it may end it."""
+    """Whether a run is about to end that its agent has left: its supervisor may end it."""
     ends = is_cancelling(run) or (run is not None and bool(run.asking.expired))
     return run is not None and run.asking.parked and ends
 

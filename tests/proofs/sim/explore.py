@@ -70,7 +70,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a search covers.
+    """The scope of a search.
 
     Maximum numbers of runs and reservations together, of reservations, and of waiting runs; and
     whether there are two agents, two nodes, questions to people, retries of failed attempts, and

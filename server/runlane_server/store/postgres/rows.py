@@ -417,7 +417,7 @@ def _attachment_row(n: int, key: tuple[str, str], attachment: Attachment) -> Row
 
 
 def _asking_row(tenant: str, run: LaneRun) -> Row:
-    """What the lane knows of a run's input requests. It is of no meaning after the run's end."""
+    """The lane's state of a run's input requests. It has no meaning after the run's end."""
     return (escape(tenant), escape(run.run_id), encode_asking(run.asking))
 
 

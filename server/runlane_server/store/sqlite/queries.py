@@ -144,8 +144,9 @@ def count_deleted(db: sqlite3.Connection, before: Micros, limit: int) -> int:
 
 
 def _answer(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Answer:
-    """What the last message of a run has for its RunComplete. Empty while the run is open, and for
-    a run without a message."""
+    """The parts of the last message that a RunComplete has.
+
+    Empty while the run is open, and for a run without a message."""
     if not row["message_id"]:
         return NO_ANSWER
     where = {
