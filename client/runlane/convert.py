@@ -223,6 +223,7 @@ def run(message: run_pb2.Run) -> t.Run:
         ),
         agent=message.agent,
         last_event_index=message.last_event_index,
+        revision=message.revision,
     )
 
 
@@ -345,7 +346,7 @@ def message(message: session_pb2.Message) -> t.Message:
     )
 
 
-def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911 - one per kind
+def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911, PLR0912 - one per kind
     match message.WhichOneof("event"):
         case "accepted":
             return t.Accepted(message.accepted.accept_seq)
@@ -365,6 +366,10 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901,
             return t.Custom(message.custom.type, message.custom.json)
         case "step":
             return t.Step(message.step.key, message.step.result)
+        case "updated":
+            updated = message.updated
+            when_busy = _WHEN_BUSY.get(updated.when_busy, t.WhenBusy.QUEUE)
+            return t.Updated(updated.revision, updated.prompt_excerpt, when_busy)
         case "folded":
             return t.Folded(message.folded.run_id, message.folded.into_run_id)
         case "run_complete":
