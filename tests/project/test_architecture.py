@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
         "agents",
         "artifact",
         "errors",
+        "fork",
         "input",
         "lane",
         "limits",

@@ -416,6 +416,14 @@ REMOVED = (
         "strangers",
     ),
     Removed(
+        "ForkSession ignores the tenant",
+        SessionService,
+        "ForkSession",
+        "tenant=tenant()",
+        'tenant="acme"',
+        "strangers",
+    ),
+    Removed(
         "ListMessages ignores the tenant",
         SessionService,
         "ListMessages",
@@ -426,4 +434,5 @@ REMOVED = (
     of_agents(RunService, "RunAccepted"),
     of_agents(SessionService, "CreateSession"),
     of_agents(SessionService, "UpdateSession"),
+    of_agents(SessionService, "ForkSession"),
 )

@@ -13,6 +13,7 @@ from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.follow import follow
+from runlane.cli.fork import fork
 from runlane.cli.lists import runs, wait
 from runlane.cli.queue import queue, status
 from runlane.cli.run import run
@@ -56,6 +57,6 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 for command in (
     *(run, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages, agents),
-    *(status, webhooks, worker),
+    *(fork, status, webhooks, worker),
 ):
     runlane.add_command(command)

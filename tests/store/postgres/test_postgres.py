@@ -605,14 +605,23 @@ async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_o
         assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
 
 
-BEFORE_LOOKUP = """
+BEFORE_FORKS = """
+    DROP FUNCTION create_fork;
+    DROP FUNCTION remove_copy CASCADE;
+    DROP TABLE copied_messages, copied_attachments, copied_parts, unfinished_copies;
+    ALTER TABLE sessions DROP COLUMN origin_id, DROP COLUMN origin_turn, DROP COLUMN copy_id;
+"""
+"""Takes step 17 of the schema back."""
+
+BEFORE_LOOKUP = f"""
+    {BEFORE_FORKS}
     DROP TABLE run_labels, session_labels;
     DROP FUNCTION label_run, label_session CASCADE;
     DROP FUNCTION labels_of;
     DROP INDEX runs_by_agent, runs_by_accepted, runs_by_ended;
     DROP INDEX sessions_by_agent, sessions_by_created, sessions_busy;
 """
-"""Takes step 16 of the schema back."""
+"""Takes steps 17 and 16 of the schema back."""
 
 
 async def test_migration_finds_the_labels_of_before(postgres_url: str, beside: Connection) -> None:
