@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -75,7 +76,9 @@ def to_member(name: str, enum: type[EnumT], value: str) -> EnumT:
     """Returns an argument as a member of an enum; accepts its text. Raises ValueError."""
     choices = {each.value: each for each in enum if each.name != "UNKNOWN"}
     if value not in choices:
-        raise ValueError(f"{name}: {str(value)!r} is not one of {', '.join(choices)}")
+        meant = get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {meant[0]!r}?" if meant else ""
+        raise ValueError(f"{name}: {str(value)!r} is not one of {', '.join(choices)}{hint}")
     return choices[value]
 
 

@@ -110,6 +110,7 @@ ROOMS: dict[str, set[str]] = {
         "registry",
         "secret_keys",
         "sender",
+        "shares",
     },
     "rpc": {"agent_socket", "endpoint", "tls", "webhook_payload"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},

@@ -303,4 +303,4 @@ async def _with_a_run(world: World) -> None:
     webhook = Webhook(
         key, "https://example.org/", (new_secret(),), WebhookFilter(), False, True, 1, 1
     )
-    await world.wire.store.webhooks.create(webhook)
+    await world.wire.store.webhooks.create(webhook, most=100)

@@ -196,7 +196,7 @@ async def test_a_webhook_without_keys_keeps_what_cannot_be_read(store: Store) ->
         made = await node.create("http://127.0.0.1:9/", enabled=False)
         await store.webhooks.delete(made.key)
         key = WebhookKey(TENANT, "hook")
-        await store.webhooks.create(replace(made, key=key, secrets=(text,)))
+        await store.webhooks.create(replace(made, key=key, secrets=(text,)), most=100)
         node.dispatcher.wake()
         await node.until(replace(made, key=key), lambda it: bool(it.progress.last_error))
         changed = await node.webhooks.update(

@@ -30,8 +30,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 
@@ -363,9 +364,10 @@ class GateNotFound(RunlaneError):
     reason = "GATE_NOT_FOUND"
 
     @classmethod
-    def of(cls, gate_id: str) -> GateNotFound:
-        """Builds the error for one gate."""
-        return cls(f"no gate {gate_id!r} is armed")
+    def of(cls, gate_id: str, armed: Iterable[str]) -> GateNotFound:
+        """Builds the error for one gate, with those that are armed."""
+        listed = ", ".join(islice(armed, 20)) or "none"
+        return cls(f"no gate {gate_id!r} is armed; armed gates: {listed}")
 
 
 class Unsupported(RunlaneError):

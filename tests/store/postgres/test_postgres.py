@@ -609,6 +609,7 @@ BEFORE_LOOKUP = """
     DROP FUNCTION commit_updates;
     DROP TYPE updated_run;
     ALTER TABLE runs DROP COLUMN revision, DROP COLUMN last_update;
+    DROP FUNCTION create_webhook;
     DROP TABLE run_labels, session_labels;
     DROP FUNCTION label_run, label_session CASCADE;
     DROP FUNCTION labels_of;

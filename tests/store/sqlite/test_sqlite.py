@@ -545,7 +545,9 @@ async def test_a_damaged_webhook_says_so_and_can_be_deleted(
     keys = [WebhookKey(TENANT, name) for name in ("good", "bad")]
     for key in keys:
         url = "https://example.org/"
-        await store.webhooks.create(Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1))
+        await store.webhooks.create(
+            Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=100
+        )
 
     def damage(db: sqlite3.Connection) -> None:
         statement = f"UPDATE webhooks SET {column} = ? WHERE webhook_id = 'bad'"  # noqa: S608

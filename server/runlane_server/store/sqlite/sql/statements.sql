@@ -235,10 +235,12 @@ FROM ended;
 -- Writing: webhooks
 
 -- name: insert_webhook
+-- Unless the tenant has as many as it may.
 INSERT INTO webhooks (
     tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
     progress
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+WHERE (SELECT count(*) FROM webhooks WHERE tenant = ?) < ?;
 
 -- name: update_webhook
 UPDATE webhooks SET
@@ -539,9 +541,6 @@ SELECT * FROM webhooks WHERE tenant = ? AND webhook_id = ?;
 -- name: webhooks
 SELECT * FROM webhooks WHERE tenant = :tenant AND webhook_no < :before
 ORDER BY webhook_no DESC LIMIT :limit;
-
--- name: count_webhooks
-SELECT count(*) AS count FROM webhooks WHERE tenant = ?;
 
 -- name: every_webhook
 SELECT tenant, webhook_id, revision, fence FROM webhooks ORDER BY webhook_no LIMIT ?;
