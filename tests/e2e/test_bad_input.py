@@ -425,7 +425,7 @@ WEBHOOKS: list[Case] = [
             webhook_id="no", update_mask=FieldMask(paths=["secret", "health"])
         ),
         "INVALID_ARGUMENT",
-        ["update_mask"],
+        ["update_mask", "update_mask"],
     ),
     (webhooks_pb.RedeliverWebhookRequest(webhook_id="no"), "INVALID_ARGUMENT", ["cursor"]),
     (
