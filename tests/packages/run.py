@@ -40,7 +40,7 @@ EXPECTED = "Hello\nRUN_STATE_COMPLETED\nbegun\nRUN_STATE_CANCELLED\n"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a program is built: its own folder, the packages, and the wheel's environment."""
+    """The surroundings of a program: its own folder, the packages, and the wheel's environment."""
 
     folder: Path
     packages: Path

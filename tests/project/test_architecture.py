@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
         "trace",
         "transition",
         "turn",
+        "update",
     },
     "extras": {"extras"},
     "private_file": {"private_file"},

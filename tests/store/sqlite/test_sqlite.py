@@ -215,6 +215,8 @@ async def test_migrations_are_done_once(path: Path) -> None:
 
 
 BEFORE_LOOKUP = """
+    ALTER TABLE runs DROP COLUMN revision;
+    ALTER TABLE runs DROP COLUMN last_update;
     DROP TRIGGER label_run;
     DROP TRIGGER unlabel_run;
     DROP TRIGGER relabel_run;
@@ -230,7 +232,7 @@ BEFORE_LOOKUP = """
     DROP INDEX sessions_by_created;
     DROP INDEX sessions_busy;
 """
-"""Takes step 14 of the schema back."""
+"""Takes the steps from 14 on of the schema back."""
 
 
 async def test_migration_finds_the_labels_of_before(path: Path) -> None:

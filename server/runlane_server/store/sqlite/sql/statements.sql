@@ -146,6 +146,19 @@ WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 -- name: set_retry
 UPDATE runs SET retry = ? WHERE tenant = ? AND run_id = ?;
 
+-- name: set_revision
+UPDATE runs SET when_busy = ?, revision = ?, last_update = ? WHERE tenant = ? AND run_id = ?;
+
+-- name: edit_run
+-- `delete_prompt` and `delete_attachments_of` go first, and the new ones follow.
+UPDATE runs SET prompt_head = ?, attachments = ?, metadata = ? WHERE tenant = ? AND run_id = ?;
+
+-- name: delete_prompt
+DELETE FROM prompts WHERE tenant = ? AND run_id = ?;
+
+-- name: delete_attachments_of
+DELETE FROM attachments WHERE tenant = ? AND run_id = ?;
+
 -- name: insert_prompt
 INSERT INTO prompts (tenant, run_id, rest) VALUES (?, ?, ?);
 
@@ -373,7 +386,7 @@ SELECT
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
     started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, asking,
-    retry
+    retry, revision, coalesce(last_update, '')
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL
@@ -409,6 +422,7 @@ SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    revision, last_update,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
