@@ -22,6 +22,8 @@ from runlane.client import Client
 from runlane.errors import (
     ActiveRunChanged,
     AgentNotFound,
+    AlreadyStarted,
+    AnchorNotWaiting,
     AnswerInvalid,
     ClientClosed,
     CorruptRecord,
@@ -126,6 +128,7 @@ from runlane.types import (
     TextDelta,
     ToolCall,
     ToolResult,
+    Updated,
     Usage,
     WhenBusy,
 )
@@ -143,6 +146,8 @@ __all__ = [
     "ActiveRunChanged",
     "AgentInfo",
     "AgentNotFound",
+    "AlreadyStarted",
+    "AnchorNotWaiting",
     "Answer",
     "AnswerInvalid",
     "AnswerReceipt",
@@ -239,6 +244,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedStatus",
     "Unsupported",
+    "Updated",
     "Usage",
     "Violation",
     "Webhook",

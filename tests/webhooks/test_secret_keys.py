@@ -92,6 +92,7 @@ async def test_a_lost_key_stops_deliveries_and_names_the_remedy(
     async with delivering(store, keys=SecretKeys([OLD])) as node:
         webhook = await node.create(served.url, secret=SECRET)
         await deliver(store, served, "a")
+        await node.until(webhook, lambda it: it.progress.delivered == 1)
     async with delivering(store, keys=SecretKeys(left)) as node:
         found = await node.until(webhook, lambda it: bool(it.progress.last_error))
         assert "add that key, or rotate the secret" in found.progress.last_error
@@ -196,7 +197,7 @@ async def test_a_webhook_without_keys_keeps_what_cannot_be_read(store: Store) ->
         made = await node.create("http://127.0.0.1:9/", enabled=False)
         await store.webhooks.delete(made.key)
         key = WebhookKey(TENANT, "hook")
-        await store.webhooks.create(replace(made, key=key, secrets=(text,)))
+        await store.webhooks.create(replace(made, key=key, secrets=(text,)), most=100)
         node.dispatcher.wake()
         await node.until(replace(made, key=key), lambda it: bool(it.progress.last_error))
         changed = await node.webhooks.update(

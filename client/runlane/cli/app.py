@@ -15,6 +15,7 @@ from runlane.cli.connection import Settings, options
 from runlane.cli.follow import follow
 from runlane.cli.fork import fork
 from runlane.cli.lists import runs, wait
+from runlane.cli.mcp import mcp
 from runlane.cli.queue import queue, status
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
@@ -57,6 +58,6 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 for command in (
     *(run, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages, agents),
-    *(fork, status, webhooks, worker),
+    *(fork, status, webhooks, worker, mcp),
 ):
     runlane.add_command(command)

@@ -28,6 +28,8 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "SESSION_NOT_FOUND": StatusCode.NOT_FOUND,
         "SESSION_EXISTS": StatusCode.ALREADY_EXISTS,
         "ACTIVE_RUN_CHANGED": StatusCode.FAILED_PRECONDITION,
+        "ALREADY_STARTED": StatusCode.FAILED_PRECONDITION,
+        "ANCHOR_NOT_WAITING": StatusCode.FAILED_PRECONDITION,
         "EDIT_CONFLICT": StatusCode.FAILED_PRECONDITION,
         "TURN_NOT_FOUND": StatusCode.NOT_FOUND,
         "TURN_NOT_FINISHED": StatusCode.FAILED_PRECONDITION,

@@ -42,6 +42,7 @@ from runlane_server.core.model import (
     TextDelta,
     ToolCall,
     ToolResult,
+    Updated,
     Usage,
 )
 from runlane_server.core.retry import RetryPolicy
@@ -224,6 +225,7 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "input_withdrawn": InputWithdrawn,
         "input_expired": InputExpired,
         "resumed": Resumed,
+        "updated": Updated,
         "corrupt": Corrupt,
     }
 )

@@ -171,6 +171,8 @@ def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
         agent=row["agent"],
         retry=None if retry is None else retry.retry,
         last_event_index=row["last_event_index"],
+        revision=row["revision"],
+        last_update=row["last_update"] or "",
     )
 
 

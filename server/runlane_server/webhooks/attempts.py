@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from runlane_server.webhooks.log_reader import Body, Entry
 from runlane_server.webhooks.names import NamesBusy
 from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.sender import DeliveryFailed, Sender
+from runlane_server.webhooks.shares import Shares
 from runlane_server.webhooks.signature import signed_headers
 
 log = structlog.get_logger()
@@ -82,21 +83,6 @@ class Encode(Protocol):
         """The body of a challenge."""
 
 
-class Slots:
-    """The deliveries that may be in flight at once, of one tenant and of all."""
-
-    def __init__(self) -> None:
-        self._all = asyncio.Semaphore(OF_ALL)
-        self._tenants: dict[str, asyncio.Semaphore] = {}
-
-    @asynccontextmanager
-    async def taken(self, tenant: str, own: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Holds a slot."""
-        tenants = self._tenants.setdefault(tenant, asyncio.Semaphore(OF_TENANT))
-        async with own, tenants, self._all:
-            yield
-
-
 @dataclass(slots=True)
 class Counts:
     """The counts of all webhooks of a node, for metrics."""
@@ -119,7 +105,7 @@ class Parts:
     encode: Encode
     now: Callable[[], Micros]
     last_input: Callable[[], Place]
-    slots: Slots
+    slots: Shares
     counts: Counts
     keys: SecretKeys = NO_KEYS
     challenges: bool = True
@@ -176,18 +162,18 @@ class Attempts:
         await asyncio.sleep(BUSY_SECONDS)
 
     async def _attempt(self, entry: Entry) -> bool:
-        async with self._slot():
+        async with self._slots, self._share():
             # Only now: many may have waited for the slot while others failed.
             if self.progress.failures < PATIENCE:
                 return await self._send(entry)
         async with self._probe:
             if self.progress.failures >= PATIENCE:
                 await self._until(self._paused_until)
-            async with self._slot():
+            async with self._slots, self._share():
                 return await self._send(entry)
 
-    def _slot(self) -> AbstractAsyncContextManager[None]:
-        return self._parts.slots.taken(self._webhook.key.tenant, self._slots)
+    def _share(self) -> AbstractAsyncContextManager[None]:
+        return self._parts.slots.taken(self._webhook.key.tenant)
 
     async def _send(self, entry: Entry) -> bool:
         key = self._webhook.key
@@ -284,7 +270,7 @@ class Attempts:
             message_id = f"msg_{secrets.token_hex(16)}"
             body = self._parts.encode.challenge(value, self._parts.now())
             try:
-                async with self._slot():
+                async with self._slots, self._share():
                     _, error = await self._post(message_id, body, answer_has=value)
             except NamesBusy as busy:
                 await self._wait_out(busy)

@@ -3,10 +3,8 @@ themselves, within a second."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from weakref import WeakValueDictionary
 
 from uuid_utils import uuid7
 
@@ -50,8 +48,6 @@ class Webhooks:
         self._dispatcher = dispatcher
         self._destinations = destinations
         self._now = now
-        # Each guards the count of a tenant's webhooks until the next one is stored.
-        self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(
         self,
@@ -66,20 +62,15 @@ class Webhooks:
         """Creates a webhook that delivers what happens from now on."""
         self._check_url(url)
         secret = self._checked_secret(secret)
-        async with self._creating.setdefault(tenant, asyncio.Lock()):
-            await self._check_count(tenant)
-            webhook = await self._new(WebhookKey(tenant, str(uuid7())), url, secret, wanted)
-            webhook = replace(webhook, full=full, enabled=enabled)
-            await self._store.webhooks.create(webhook)
-        self._dispatcher.wake()
-        return webhook
-
-    async def _check_count(self, tenant: str) -> None:
-        if await self._store.webhooks.count(tenant) >= MAX_OF_TENANT:
+        webhook = await self._new(WebhookKey(tenant, str(uuid7())), url, secret, wanted)
+        webhook = replace(webhook, full=full, enabled=enabled)
+        if not await self._store.webhooks.create(webhook, most=MAX_OF_TENANT):
             raise QuotaExceeded(
                 f"tenant {tenant!r} has {MAX_OF_TENANT} webhooks already; delete one first",
                 violations=[Violation(f"tenant:{tenant}", f"at most {MAX_OF_TENANT} webhooks")],
             )
+        self._dispatcher.wake()
+        return webhook
 
     async def _new(self, key: WebhookKey, url: str, secret: str, wanted: WebhookFilter) -> Webhook:
         await self._store.catch_up()

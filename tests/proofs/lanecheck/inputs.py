@@ -112,7 +112,7 @@ def _check_numbers(before: Lane, command: Command, made: Transition) -> None:
     active = before.active
     if active is None or active.state is RunState.INPUT_REQUIRED:
         return
-    if command.verb in {Verb.ANSWER, Verb.EXPIRE, Verb.CANCEL, Verb.ACCEPT}:
+    if command.verb in {Verb.ANSWER, Verb.EXPIRE, Verb.CANCEL, Verb.ACCEPT, Verb.UPDATE}:
         own = [event for event in made.events if event.run_id == active.run_id]
         require(not own, "events of an agent at work are numbered by its supervisor")
 

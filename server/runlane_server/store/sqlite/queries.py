@@ -98,8 +98,10 @@ def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
-    *others, asking, retry = rest
+    *others, asking, retry, revision, last_update = rest
     run = LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *others)
+    if revision:
+        run = run._replace(revision=revision, last_update=last_update)
     run = run if asking is None else run._replace(asking=decode_asking(asking))
     return with_retry(run, retry)
 
