@@ -90,6 +90,7 @@ from runlane.session_stream import (
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
+    AgentAbility,
     AgentInfo,
     Artifact,
     ArtifactKind,
@@ -138,6 +139,7 @@ from runlane.wire import RetryPolicy
 __all__ = [
     "Accepted",
     "ActiveRunChanged",
+    "AgentAbility",
     "AgentInfo",
     "AgentNotFound",
     "Answer",

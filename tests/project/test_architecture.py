@@ -52,6 +52,7 @@ ROOMS: dict[str, set[str]] = {
         "weight",
     },
     "agents": {
+        "abilities",
         "acp.policy",
         "base",
         "command.environment",
