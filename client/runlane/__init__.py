@@ -22,6 +22,8 @@ from runlane.client import Client
 from runlane.errors import (
     ActiveRunChanged,
     AgentNotFound,
+    AlreadyStarted,
+    AnchorNotWaiting,
     AnswerInvalid,
     ClientClosed,
     CorruptRecord,
@@ -124,6 +126,7 @@ from runlane.types import (
     TextDelta,
     ToolCall,
     ToolResult,
+    Updated,
     Usage,
     WhenBusy,
 )
@@ -142,6 +145,8 @@ __all__ = [
     "AgentAbility",
     "AgentInfo",
     "AgentNotFound",
+    "AlreadyStarted",
+    "AnchorNotWaiting",
     "Answer",
     "AnswerInvalid",
     "AnswerReceipt",
@@ -235,6 +240,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedStatus",
     "Unsupported",
+    "Updated",
     "Usage",
     "Violation",
     "Webhook",
