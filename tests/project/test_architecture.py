@@ -55,6 +55,7 @@ ROOMS: dict[str, set[str]] = {
         "weight",
     },
     "agents": {
+        "abilities",
         "acp.policy",
         "base",
         "command.environment",
