@@ -106,9 +106,8 @@ test: $(READY) ## Run the standard tests; those below take longer or need more
 test-fast: $(READY) ## Run the tests that need no server process, in less than a minute
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(FAST))
 
-test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing, attacks
+test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(filter-out %/attack,$(PROOFS)))
-	$(if $(TESTS),,$(MAKE) attack)
 
 test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)

@@ -22,6 +22,8 @@ from runlane.client import Client
 from runlane.errors import (
     ActiveRunChanged,
     AgentNotFound,
+    AlreadyStarted,
+    AnchorNotWaiting,
     AnswerInvalid,
     ClientClosed,
     CorruptRecord,
@@ -123,6 +125,7 @@ from runlane.types import (
     TextDelta,
     ToolCall,
     ToolResult,
+    Updated,
     Usage,
     WhenBusy,
 )
@@ -140,6 +143,8 @@ __all__ = [
     "ActiveRunChanged",
     "AgentInfo",
     "AgentNotFound",
+    "AlreadyStarted",
+    "AnchorNotWaiting",
     "Answer",
     "AnswerInvalid",
     "AnswerReceipt",
@@ -233,6 +238,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedStatus",
     "Unsupported",
+    "Updated",
     "Usage",
     "Violation",
     "Webhook",

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 
-from runlane import convert, inputs, listing, webhooks
+from runlane import convert, inputs, listing, updates, webhooks
 from runlane.arguments import build
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
@@ -217,6 +217,56 @@ class Client:
     async def attach(self, run_id: str) -> RunHandle:
         """Returns a handle of an existing run. Raises RunNotFound."""
         return RunHandle(await self.get_run(run_id), None, self)
+
+    async def update_run(
+        self,
+        run_id: str,
+        *,
+        prompt: str | None = None,
+        attachments: Iterable[Attachment] | None = None,
+        when_busy: WhenBusy | None = None,
+        metadata: Mapping[str, str] | None = None,
+        first: bool = False,
+        last: bool = False,
+        before: str = "",
+        after: str = "",
+        revision: int | None = None,
+    ) -> Run:
+        """Edits or moves a waiting run; returns when the change is durable.
+
+        Args:
+            run_id: The run.
+            prompt: The new prompt; None leaves it, like the other values.
+            attachments: The new attachments, instead of all earlier ones.
+            when_busy: INTERRUPT cancels the active run and moves this one to the head; FOLD joins
+                the active turn at its next step; QUEUE waits.
+            metadata: The new labels, instead of all earlier ones.
+            first: Move the run to the head of the queue.
+            last: Move the run to the end of the queue.
+            before: Move the run directly before this one.
+            after: Move the run directly after this one.
+            revision: `Run.revision` as it was read; if the run was changed since, the call raises
+                EditConflict.
+
+        Raises:
+            AlreadyStarted: The run has left the queue.
+            EditConflict: The run is not at this revision.
+            AnchorNotWaiting: `before` or `after` names no run that waits in the same queue.
+            RunNotFound, EmptyPrompt, PromptTooLarge, InvalidArgument, QuotaExceeded: As in
+                `run_accepted`.
+            ValueError: There is no change, or more than one place.
+        """
+        request = updates.update_run_request(
+            run_id,
+            prompt=prompt,
+            attachments=attachments,
+            when_busy=when_busy,
+            metadata=None if metadata is None else dict(metadata),
+            position=updates.queue_position(first=first, last=last, before=before, after=after),
+            revision=revision,
+        )
+        response = await self._wire.call(self._wire.runs.UpdateRun, request)
+        return convert.run(response.run)
 
     async def cancel(
         self,

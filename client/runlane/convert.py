@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -75,7 +76,9 @@ def to_member(name: str, enum: type[EnumT], value: str) -> EnumT:
     """Returns an argument as a member of an enum; accepts its text. Raises ValueError."""
     choices = {each.value: each for each in enum if each.name != "UNKNOWN"}
     if value not in choices:
-        raise ValueError(f"{name}: {str(value)!r} is not one of {', '.join(choices)}")
+        meant = get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {meant[0]!r}?" if meant else ""
+        raise ValueError(f"{name}: {str(value)!r} is not one of {', '.join(choices)}{hint}")
     return choices[value]
 
 
@@ -220,6 +223,7 @@ def run(message: run_pb2.Run) -> t.Run:
         ),
         agent=message.agent,
         last_event_index=message.last_event_index,
+        revision=message.revision,
     )
 
 
@@ -342,7 +346,7 @@ def message(message: session_pb2.Message) -> t.Message:
     )
 
 
-def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911 - one per kind
+def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911, PLR0912 - one per kind
     match message.WhichOneof("event"):
         case "accepted":
             return t.Accepted(message.accepted.accept_seq)
@@ -362,6 +366,10 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901,
             return t.Custom(message.custom.type, message.custom.json)
         case "step":
             return t.Step(message.step.key, message.step.result)
+        case "updated":
+            updated = message.updated
+            when_busy = _WHEN_BUSY.get(updated.when_busy, t.WhenBusy.QUEUE)
+            return t.Updated(updated.revision, updated.prompt_excerpt, when_busy)
         case "folded":
             return t.Folded(message.folded.run_id, message.folded.into_run_id)
         case "run_complete":

@@ -15,6 +15,8 @@
     ├── SessionBusy
     ├── RunNotFound
     ├── RunIdConflict
+    ├── AlreadyStarted           the run has left the queue; `state` and `active_run_id` say more
+    ├── AnchorNotWaiting         the run to move to does not wait in the same queue
     ├── RunDeleted               the run was executed before, and its session was deleted since
     ├── AgentNotFound
     ├── InputNotFound
@@ -246,6 +248,35 @@ class ActiveRunChanged(RunlaneError):
         return self.metadata.get("active_run_id", "")
 
 
+class AlreadyStarted(RunlaneError):
+    """The run has left the queue, so it can be neither edited nor moved."""
+
+    reason = "ALREADY_STARTED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+    @property
+    def state(self) -> str:
+        """The state of the run, such as "active"."""
+        return self.metadata.get("state", "")
+
+    @property
+    def folded_into(self) -> str:
+        """The run whose turn it joined; empty for none."""
+        return self.metadata.get("folded_into", "")
+
+    @property
+    def active_run_id(self) -> str:
+        """The active run of the session; empty for none."""
+        return self.metadata.get("active_run_id", "")
+
+
+class AnchorNotWaiting(RunlaneError):
+    """The run that a move refers to does not wait in the queue of the run to move."""
+
+    reason = "ANCHOR_NOT_WAITING"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+
 class WebhookNotFound(RunlaneError):
     """No webhook has this id."""
 
@@ -415,6 +446,8 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             RunNotFound,
             RunIdConflict,
             RunDeleted,
+            AlreadyStarted,
+            AnchorNotWaiting,
             AgentNotFound,
             InputNotFound,
             InputClosed,

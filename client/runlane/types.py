@@ -210,7 +210,8 @@ class Run:
     """An accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text.
 
     `agent` executes the run. It is empty for a run from before agents had names, and from servers
-    of that time. `last_event_index` is that of its last event when it was read.
+    of that time. `last_event_index` is that of its last event when it was read. `revision` counts
+    its updates while it waited.
     """
 
     session_id: str
@@ -231,6 +232,7 @@ class Run:
     retry_policy: RunRetryPolicy | None = None
     agent: str = ""
     last_event_index: int = 0
+    revision: int = 0
 
 
 class RunOrder(StrEnum):
@@ -461,6 +463,18 @@ class Custom:
 
 
 @dataclass(frozen=True, slots=True)
+class Updated:
+    """The waiting run was edited. A move alone is no event.
+
+    `prompt_excerpt` has the first 256 characters of its prompt.
+    """
+
+    revision: int
+    prompt_excerpt: str
+    when_busy: WhenBusy
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The agent finished a step with this result (JSON); later attempts do not repeat it."""
 
@@ -492,6 +506,7 @@ EventBody: TypeAlias = (
     | InputWithdrawn
     | InputExpired
     | Resumed
+    | Updated
     | RunComplete
 )
 """The kinds of events of a run."""

@@ -26,7 +26,7 @@ EXTRAS = {
     "prometheus_client": ("prometheus-client", "server,metrics"),
     "opentelemetry": ("opentelemetry-proto", "server,traces"),
     "jwt": ("PyJWT", "server,jwt"),
-    "cryptography": ("cryptography", "server,jwt"),
+    "cryptography": ("cryptography", "server,secrets"),
     "uvloop": ("uvloop", "server,uvloop"),
     "uvicorn": ("uvicorn", "server,web"),
     "starlette": ("starlette", "server,web"),

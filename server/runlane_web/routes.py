@@ -33,6 +33,7 @@ MAX_BODY = 64 << 10
 _MAX_BODIES: Mapping[str, int] = MappingProxyType(
     {
         "RunAccepted": 4 << 20,
+        "UpdateRun": 4 << 20,
         "SubscribeRunComplete": 512 << 10,
         "AnswerInput": 512 << 10,
         "CreateSession": 512 << 10,
@@ -176,6 +177,7 @@ ROUTES: tuple[Route, ...] = (
         resume="after_index",
     ),
     _run("GET", "/v1/runs/{run_id}", "GetRun"),
+    _run("PATCH", "/v1/runs/{run_id}", "UpdateRun", body=True),
     _run("POST", "/v1/sessions/{session_id}/runs", "RunAccepted", body=True),
     _run("GET", "/v1/sessions/{session_id}/runs", "ListRuns"),
     _run("GET", "/v1/input-requests", "ListInputRequests"),
@@ -211,7 +213,7 @@ LIST_AGENTS = next(route for route in ROUTES if route.rpc.name == "ListAgents")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a path leads to: a route, with the fields that stand in the path."""
+    """The target of a path: a route, with the fields that stand in the path."""
 
     route: Route
     fields: Mapping[str, str]

@@ -72,6 +72,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("trace-ratio", "0.25", 0.25),
     ("access", "access.toml", "access.toml"),
     ("webhook-allow-network", "10.0.0.0/8", ("10.0.0.0/8",)),
+    ("webhook-keys", "hooks.keys", "hooks.keys"),
     ("tls-cert", "server.pem", "server.pem"),
     ("tls-key", "server.key", "server.key"),
     ("tls-client-ca", "clients.pem", "clients.pem"),

@@ -93,6 +93,8 @@ def a_run(**fields: Any) -> runs_pb.RunAcceptedRequest:
     return runs_pb.RunAcceptedRequest(**fields)
 
 
+PROMPT_ONLY = FieldMask(paths=["prompt"])
+
 BAD_IDS = ("x" * 129, "ä" * 65, "a\nb", "a\0b", "\x7f", " a", "a\t")
 
 WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
@@ -102,6 +104,7 @@ WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
         "run_id",
         {"session_id": "s", "prompt": "p", "allow_missing": True},
     ),
+    (runs_pb.UpdateRunRequest, "run_id", {"prompt": "p", "update_mask": PROMPT_ONLY}),
     (runs_pb.CancelRequest, "session_id", {}),
     (runs_pb.CancelRequest, "run_id", {}),
     (runs_pb.SubscribeRunRequest, "run_id", {}),
@@ -121,6 +124,26 @@ WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
 
 UNSET: list[Case] = [
     (a_run(session_id=""), "SESSION_MISSING", ["session_id"]),
+    (
+        runs_pb.UpdateRunRequest(prompt="p", update_mask=PROMPT_ONLY),
+        "RUN_MISSING",
+        ["run_id"],
+    ),
+    (runs_pb.UpdateRunRequest(run_id="r"), "INVALID_ARGUMENT", ["update_mask"]),
+    (
+        runs_pb.UpdateRunRequest(run_id="r", update_mask=FieldMask(paths=["agent"])),
+        "INVALID_ARGUMENT",
+        ["update_mask"],
+    ),
+    (
+        runs_pb.UpdateRunRequest(
+            run_id="r",
+            position=runs_pb.QueuePosition(before_run_id="r"),
+            update_mask=FieldMask(paths=["position"]),
+        ),
+        "INVALID_ARGUMENT",
+        ["position.before_run_id"],
+    ),
     (runs_pb.CancelRequest(), "SESSION_MISSING", ["session_id"]),
     (runs_pb.SubscribeRunRequest(), "RUN_MISSING", ["run_id"]),
     (runs_pb.WaitRunRequest(), "RUN_MISSING", ["run_id"]),
@@ -142,6 +165,11 @@ UNKNOWN: list[Case] = [
     (runs_pb.RunAcceptedRequest(session_id="no", prompt="p"), "SESSION_NOT_FOUND", []),
     (runs_pb.CancelRequest(session_id="no"), "SESSION_NOT_FOUND", []),
     (runs_pb.CancelRequest(run_id="no"), "RUN_NOT_FOUND", []),
+    (
+        runs_pb.UpdateRunRequest(run_id="no", prompt="p", update_mask=PROMPT_ONLY),
+        "RUN_NOT_FOUND",
+        [],
+    ),
     (runs_pb.SubscribeRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
     (runs_pb.WaitRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
     (runs_pb.GetRunRequest(run_id="no"), "RUN_NOT_FOUND", []),

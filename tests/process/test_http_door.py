@@ -207,7 +207,7 @@ async def test_the_port_stays_taken_between_two_processes(host: str) -> None:
 
 
 async def answer(place: tuple[str, int]) -> bytes:
-    """What the door answers on one connection; empty if the connection is closed."""
+    """The answers of the door on one connection; empty if the connection is closed."""
     reader, writer = await asyncio.open_connection(*place)
     writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     try:

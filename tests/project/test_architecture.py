@@ -28,8 +28,10 @@ ROOMS: dict[str, set[str]] = {
         "trace",
         "transition",
         "turn",
+        "update",
     },
     "extras": {"extras"},
+    "private_file": {"private_file"},
     "net": {"addresses"},
     "harness": {"clock", "gates", "harness"},
     "store": {
@@ -101,7 +103,15 @@ ROOMS: dict[str, set[str]] = {
         "pulse",
         "retention",
     },
-    "webhooks": {"attempts", "destination", "dispatcher", "registry", "sender"},
+    "webhooks": {
+        "attempts",
+        "destination",
+        "dispatcher",
+        "registry",
+        "secret_keys",
+        "sender",
+        "shares",
+    },
     "rpc": {"agent_socket", "endpoint", "tls", "webhook_payload"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},
@@ -226,7 +236,11 @@ def test_no_public_module_goes_unused_by_other_rooms() -> None:
             if not name.startswith(f"runlane_server.{room}.")
         }
     named = {f"{room}.{module}" for room, modules in ROOMS.items() for module in modules if module}
-    alone = {"release.release", "extras.extras"}  # a room of a single module is its own name
+    alone = {
+        "release.release",
+        "extras.extras",
+        "private_file.private_file",
+    }  # a room of a single module is its own name
     assert named - used - alone == set()
 
 

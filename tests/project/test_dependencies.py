@@ -101,13 +101,13 @@ UNPINNED = {"matplotlib", "atheris"}
 """Extras that are installed by hand, to measure or to search."""
 
 BROUGHT_ALONG = {"cryptography", "httpx2", "pydantic", "pydantic-core", "pydantic-graph"}
-"""Dependencies of PyJWT[crypto], openai, pydantic-ai and agent-client-protocol whose objects the
-server uses directly."""
+"""Dependencies of PyJWT[crypto], openai, pydantic-ai, agent-client-protocol and mcp whose objects
+the code uses directly."""
 
 RUNTIME = {
     "the client": (PROJECT["dependencies"], "client"),
     **{
-        f"extra {name}": (EXTRAS[name], "client" if name == "cli" else "server")
+        f"extra {name}": (EXTRAS[name], "client" if name in {"cli", "mcp"} else "server")
         for name in EXTRAS
         if name not in {"dev", "bench", "bench-peers", "fuzz"}
     },
@@ -117,7 +117,7 @@ RUNTIME = {
 }
 
 
-NOT_OF_THE_SERVER = {"extra cli", "extra bench", "extra bench-peers", "extra fuzz"}
+NOT_OF_THE_SERVER = {"extra cli", "extra mcp", "extra bench", "extra bench-peers", "extra fuzz"}
 
 
 @pytest.mark.parametrize("group", RUNTIME)
@@ -140,7 +140,7 @@ def test_every_development_requirement_is_used() -> None:
 @pytest.mark.parametrize(
     ("folder", "groups"),
     [
-        ("client", ["the client", "extra cli"]),
+        ("client", ["the client", "extra cli", "extra mcp"]),
         ("server", [group for group in RUNTIME if group not in NOT_OF_THE_SERVER]),
     ],
 )

@@ -392,6 +392,14 @@ REMOVED = (
         "strangers",
     ),
     Removed(
+        "UpdateRun ignores the tenant",
+        RunService,
+        "UpdateRun",
+        "update(tenant(),",
+        'update("acme",',
+        "strangers",
+    ),
+    Removed(
         "ListSessions ignores the tenant",
         SessionService,
         "ListSessions",

@@ -20,6 +20,7 @@ HARNESS = "/runlane.harness.v1.HarnessService/"
 
 MIN_ROLE: Mapping[str, str] = {
     RUNS + "RunAccepted": "run",
+    RUNS + "UpdateRun": "run",
     RUNS + "Cancel": "run",
     RUNS + "CancelAll": "run",
     RUNS + "SubscribeRunComplete": "read",

@@ -136,6 +136,7 @@ RUN = model.Run(
     agent="coder",
     retry=RetryPolicy(("BUSY",), 3, 1_000_001, 2_000_002, after_output=True),
     last_event_index=7,
+    revision=2,
 )
 
 SESSION = model.Session(

@@ -81,6 +81,9 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "RunAccepted": runs_pb.RunAcceptedRequest(
             session_id=session, run_id=f"new {run}", prompt="[]"
         ),
+        "UpdateRun": runs_pb.UpdateRunRequest(
+            run_id=run, prompt="[]", update_mask=FieldMask(paths=["prompt"])
+        ),
         "Cancel": runs_pb.CancelRequest(session_id=session),
         "CancelAll": runs_pb.CancelAllRequest(),
         "SubscribeRunComplete": runs_pb.SubscribeRunCompleteRequest(session_ids=[session]),
@@ -300,4 +303,4 @@ async def _with_a_run(world: World) -> None:
     webhook = Webhook(
         key, "https://example.org/", (new_secret(),), WebhookFilter(), False, True, 1, 1
     )
-    await world.wire.store.webhooks.create(webhook)
+    await world.wire.store.webhooks.create(webhook, most=100)

@@ -14,6 +14,7 @@ from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.follow import follow
 from runlane.cli.lists import runs, wait
+from runlane.cli.mcp import mcp
 from runlane.cli.queue import queue, status
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
@@ -56,6 +57,6 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 for command in (
     *(run, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages, agents),
-    *(status, webhooks, worker),
+    *(status, webhooks, worker, mcp),
 ):
     runlane.add_command(command)

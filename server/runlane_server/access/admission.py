@@ -72,6 +72,15 @@ class Admission:
             return None
         return self._check_stored(tenant, quota) or self._check_rate(tenant, quota)
 
+    def edit_refusal(self, tenant: str, *, grows: bool) -> QuotaExceeded | None:
+        """Why a tenant may not update a run; None if it may. It consumes a token like an accept;
+        `grows`: the update may store more."""
+        quota = self._book.of(tenant)
+        if quota is NO_LIMIT:
+            return None
+        full = self._check_stored(tenant, quota) if grows else None
+        return full or self._check_rate(tenant, quota)
+
     def begin(self, tenant: str) -> None:
         """Counts an accept in progress as a waiting run, until `end`."""
         self._in_progress[tenant] = self._in_progress.get(tenant, 0) + 1

@@ -17,6 +17,7 @@ _HARNESS = "/runlane.harness.v1.HarnessService/"
 REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
     {
         _RUNS + "RunAccepted": Role.RUN,
+        _RUNS + "UpdateRun": Role.RUN,
         _RUNS + "Cancel": Role.RUN,
         _RUNS + "CancelAll": Role.RUN,
         _RUNS + "SubscribeRunComplete": Role.READ,

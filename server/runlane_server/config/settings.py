@@ -449,6 +449,17 @@ class Config:
         "may send requests to any address.",
     )
 
+    webhook_keys: str | None = setting(
+        None,
+        Topic.WEBHOOKS,
+        _FILE,
+        "File of keys that encrypt the secrets of webhooks in the store: base64 of 32 bytes, one a "
+        "line, the current one first, read at the start. Other users must not have access to it. "
+        "Requires the extra 'secrets'.",
+        metavar="FILE",
+        without="no encryption",
+    )
+
     # --- Observability
 
     metrics_listen: Address | None = setting(

@@ -243,7 +243,8 @@ class RunComplete(NamedTuple):
 
 class Run(NamedTuple):
     """A stored run. `complete` is set once the run has ended; `agent` is empty for a run from
-    before agents had names; `last_event_index` is that of its last event when it was read."""
+    before agents had names; `last_event_index` is that of its last event when it was read. See
+    `LaneRun` for `revision` and `last_update`."""
 
     session_id: str
     run_id: str
@@ -264,6 +265,8 @@ class Run(NamedTuple):
     agent: str = ""
     retry: RetryPolicy | None = None
     last_event_index: int = 0
+    revision: int = 0
+    last_update: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,6 +479,15 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Updated:
+    """The waiting run was edited (R46). `when_busy` is the value of a WhenBusy."""
+
+    revision: int
+    prompt_excerpt: str
+    when_busy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Corrupt:
     """The event cannot be read from the store; only its index and its time are known."""
 
@@ -496,6 +508,7 @@ EventBody: TypeAlias = (
     | InputWithdrawn
     | InputExpired
     | Resumed
+    | Updated
     | RunComplete
     | Corrupt
 )

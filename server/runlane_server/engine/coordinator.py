@@ -66,6 +66,7 @@ from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
 from runlane_server.engine.run_log import log_accepted
 from runlane_server.engine.safe_observer import SafeObserver
+from runlane_server.engine.updates import Updates
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import monotonic_clock
 from runlane_server.harness.gates import Gates, Point
@@ -137,6 +138,13 @@ class Coordinator:
         )
         self._lanes = self._executor.lanes
         self.inputs = Inputs(self._lanes, store, self.now)
+        self.updates = Updates(
+            self._lanes,
+            store,
+            limits=lambda: self.limits,
+            admission=self._admission,
+            stored=self.stored,
+        )
 
     # --- Start and stop -----------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ _IDS = 8 << 10
 MAX_BYTES: Mapping[str, int] = MappingProxyType(
     {
         _RUNS + "RunAccepted": MAX_MESSAGE,
+        _RUNS + "UpdateRun": MAX_MESSAGE,
         _RUNS + "Cancel": _IDS,
         _RUNS + "CancelAll": _IDS,
         # 2,000 ids.

@@ -30,6 +30,7 @@ RUN_COLUMNS = """\
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    revision, last_update,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id

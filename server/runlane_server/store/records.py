@@ -73,7 +73,7 @@ END_OF_LIST = (1 << 63) - 1
 
 
 class Answer(NamedTuple):
-    """What a RunComplete has from the last message of its turn."""
+    """The parts of a RunComplete that come from the last message of its turn."""
 
     text: str
     is_truncated: bool
@@ -170,6 +170,8 @@ def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
         agent=row["agent"],
         retry=None if retry is None else retry.retry,
         last_event_index=row["last_event_index"],
+        revision=row["revision"],
+        last_update=row["last_update"] or "",
     )
 
 
@@ -368,7 +370,7 @@ class MessageParts(NamedTuple):
 
 
 def answer_from(tenant: str, message_id: str, parts: str | None) -> Answer:
-    """What a RunComplete has from its last message, from the parts of that message."""
+    """The parts of a RunComplete that come from the parts of its last message."""
     readable = decoded(
         lambda: MessageParts(decode_parts(parts)),
         lambda: MessageParts(CORRUPT_PARTS),

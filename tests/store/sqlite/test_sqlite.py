@@ -215,6 +215,8 @@ async def test_migrations_are_done_once(path: Path) -> None:
 
 
 BEFORE_LOOKUP = """
+    ALTER TABLE runs DROP COLUMN revision;
+    ALTER TABLE runs DROP COLUMN last_update;
     DROP TRIGGER label_run;
     DROP TRIGGER unlabel_run;
     DROP TRIGGER relabel_run;
@@ -230,7 +232,7 @@ BEFORE_LOOKUP = """
     DROP INDEX sessions_by_created;
     DROP INDEX sessions_busy;
 """
-"""Takes step 14 of the schema back."""
+"""Takes the steps from 14 on of the schema back."""
 
 
 async def test_migration_finds_the_labels_of_before(path: Path) -> None:
@@ -543,7 +545,9 @@ async def test_a_damaged_webhook_says_so_and_can_be_deleted(
     keys = [WebhookKey(TENANT, name) for name in ("good", "bad")]
     for key in keys:
         url = "https://example.org/"
-        await store.webhooks.create(Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1))
+        await store.webhooks.create(
+            Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=100
+        )
 
     def damage(db: sqlite3.Connection) -> None:
         statement = f"UPDATE webhooks SET {column} = ? WHERE webhook_id = 'bad'"  # noqa: S608

@@ -240,7 +240,7 @@ class _Talk:
 
 
 async def _new_files(turn: Turn, place: Place) -> NewFiles | None:
-    """Where attachments are written; None if no attachment needs a file."""
+    """The directory for attachments; None if no attachment needs a file."""
     if not needs_files(turn.prompt):
         return None
     try:

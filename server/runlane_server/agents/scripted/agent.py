@@ -75,6 +75,7 @@ class ScriptedAgent:
         if script is None:
             yield TextDelta(text)
             return
+        self.latches.declare(step.value for step in script if step.kind == "wait")
         done = 0
         if turn.checkpoint:
             done = int(turn.checkpoint)

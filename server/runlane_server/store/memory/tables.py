@@ -24,6 +24,7 @@ from runlane_server.core.model import (
     Usage,
 )
 from runlane_server.core.transition import Lane, LaneRun, RunChange, Transition, describe
+from runlane_server.core.update import RunContent
 from runlane_server.store.base import (
     DeletedRun,
     MessagePlace,
@@ -271,9 +272,11 @@ class Tables:
             self.runs[key] = RunRow(self._next_number(), run, change.request.prompt)
             session.run_ids.append(key.run_id)
             session.stored_bytes += run_weight(change.request)
-            return
         row = self.runs[key]
         row.run = _changed_run(row.run, change.run, change.complete)
+        if change.edit is not None:
+            _edit_run(row, change.run, change.edit.content)
+            session.stored_bytes += change.edit.growth
 
     def _change_input(self, tenant: str, change: InputChange) -> None:
         key = (tenant, change.input_request_id)
@@ -324,6 +327,16 @@ def _changed_run(run: Run, change: LaneRun, complete: RunComplete | None) -> Run
         folded_into=change.folded_into,
         complete=complete,
     )
+
+
+def _edit_run(row: RunRow, run: LaneRun, content: RunContent | None) -> None:
+    """Writes an update of a run while it waited."""
+    row.run = row.run._replace(
+        when_busy=run.when_busy, revision=run.revision, last_update=run.last_update
+    )
+    if content is not None:
+        row.prompt = content.prompt
+        row.run = row.run._replace(prompt_excerpt=content.prompt.excerpt, metadata=content.metadata)
 
 
 def _with_events(lane: Lane, run_id: str, events: int) -> Lane:

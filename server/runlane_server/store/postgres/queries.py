@@ -120,6 +120,8 @@ def _lane_run(row: Record) -> LaneRun:
         host=unescape(row["host"]),
         agent=row["agent"],
         asking=decode_asking(row["asking"]),
+        revision=row["revision"],
+        last_update=row["last_update"] or "",
     )
     return with_retry(run, row["retry"])
 

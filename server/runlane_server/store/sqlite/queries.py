@@ -96,8 +96,10 @@ def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
-    *others, asking, retry = rest
+    *others, asking, retry, revision, last_update = rest
     run = LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *others)
+    if revision:
+        run = run._replace(revision=revision, last_update=last_update)
     run = run if asking is None else run._replace(asking=decode_asking(asking))
     return with_retry(run, retry)
 
@@ -142,8 +144,9 @@ def count_deleted(db: sqlite3.Connection, before: Micros, limit: int) -> int:
 
 
 def _answer(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Answer:
-    """What the last message of a run has for its RunComplete. Empty while the run is open, and for
-    a run without a message."""
+    """The parts of the last message that a RunComplete has.
+
+    Empty while the run is open, and for a run without a message."""
     if not row["message_id"]:
         return NO_ANSWER
     where = {

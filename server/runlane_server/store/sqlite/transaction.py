@@ -50,6 +50,11 @@ STEPS = (
     Step("update_run", Stale.run),
     Step("end_run", Stale.run),
     Step("set_retry", Stale.run),
+    Step("set_revision", Stale.run),
+    Step("edit_run", Stale.run),
+    # An edit removes no row of a run that is new in the same transaction: see rows.py.
+    Step("delete_prompt", None),
+    Step("delete_attachments_of", None),
     Step("insert_prompt", Stale.run),
     Step("insert_attachment", Stale.run),
     Step("insert_message", Stale.run),

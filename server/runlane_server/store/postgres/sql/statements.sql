@@ -71,8 +71,8 @@ SELECT peer_key FROM store;
 
 -- name: commit_units
 SELECT refused, raised, first_position
-FROM commit_in_order(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+FROM commit_updates(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
 );
 
 -- name: notify
@@ -126,6 +126,7 @@ SELECT
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
     runs.timeout, runs.max_attempts, runs.attempt, runs.turn, runs.started_at, runs.folded_into,
     runs.cancel_reason, runs.host, runs.trace, runs.agent, runs.asking, runs.retry,
+    runs.revision, runs.last_update,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -167,6 +168,7 @@ SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    revision, last_update,
     (
         SELECT parts FROM messages
         WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
@@ -281,20 +283,13 @@ WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT
 -- Webhooks
 
 -- name: insert_webhook
-INSERT INTO webhooks (
-    tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
-    progress
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT DO NOTHING;
+SELECT create_webhook($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS created;
 
 -- name: webhook
 SELECT * FROM webhooks WHERE tenant = $1 AND webhook_id = $2;
 
 -- name: webhooks
 SELECT * FROM webhooks WHERE tenant = $1 AND webhook_no < $2 ORDER BY webhook_no DESC LIMIT $3;
-
--- name: count_webhooks
-SELECT count(*) AS count FROM webhooks WHERE tenant = $1;
 
 -- name: update_webhook
 -- It may be repeated: the second time it finds its own change.
@@ -318,12 +313,30 @@ RETURNING 1;
 DELETE FROM webhooks WHERE tenant = $1 AND webhook_id = $2 RETURNING 1;
 
 -- name: lease_webhooks
--- Another node's rows are skipped while it writes them, so that no two nodes wait for each other.
-WITH wanted AS MATERIALIZED (
+-- It renews the node's leases and takes over those that have expired. Of the webhooks without a lease
+-- it takes no more than its share among the nodes, so that others get theirs. It returns the share
+-- too. Another node's rows are skipped while it writes them, so that no two nodes wait for each
+-- other.
+WITH counted AS MATERIALIZED (
+    SELECT
+        count(*) FILTER (WHERE leased_by = $1) AS own,
+        ceil(
+            count(*)::numeric / greatest(1, (SELECT count(*) FROM nodes WHERE NOT lost))
+        )::bigint AS share
+    FROM webhooks
+), held AS MATERIALIZED (
     SELECT tenant, webhook_id FROM webhooks
-    WHERE leased_by = $1 OR leased_until IS NULL OR leased_until < clock_timestamp()
+    WHERE leased_by = $1 OR leased_until < clock_timestamp()
     ORDER BY (leased_by = $1) DESC NULLS LAST, webhook_no LIMIT $3
     FOR UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT tenant, webhook_id FROM webhooks
+    WHERE leased_until IS NULL
+    ORDER BY webhook_no
+    LIMIT (SELECT greatest(0, least(share, $3) - own) FROM counted)
+    FOR UPDATE SKIP LOCKED
+), wanted AS (
+    SELECT * FROM held UNION ALL SELECT * FROM free
 )
 UPDATE webhooks SET
     fence = fence + CASE WHEN leased_by = $1 AND leased_until >= clock_timestamp() THEN 0 ELSE 1 END,
@@ -331,10 +344,12 @@ UPDATE webhooks SET
     leased_until = clock_timestamp() + $2::interval
 FROM wanted
 WHERE webhooks.tenant = wanted.tenant AND webhooks.webhook_id = wanted.webhook_id
-RETURNING webhooks.tenant, webhooks.webhook_id, revision, fence;
+RETURNING webhooks.tenant, webhooks.webhook_id, webhook_no, revision, fence,
+    (SELECT share FROM counted) AS share;
 
 -- name: release_webhooks
-UPDATE webhooks SET leased_by = NULL, leased_until = NULL WHERE leased_by = $1;
+UPDATE webhooks SET leased_by = NULL, leased_until = NULL
+WHERE leased_by = $1 AND ($2::text[] IS NULL OR webhook_id = ANY ($2));
 
 -- name: vitals
 SELECT

@@ -146,6 +146,19 @@ WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 -- name: set_retry
 UPDATE runs SET retry = ? WHERE tenant = ? AND run_id = ?;
 
+-- name: set_revision
+UPDATE runs SET when_busy = ?, revision = ?, last_update = ? WHERE tenant = ? AND run_id = ?;
+
+-- name: edit_run
+-- `delete_prompt` and `delete_attachments_of` go first, and the new ones follow.
+UPDATE runs SET prompt_head = ?, attachments = ?, metadata = ? WHERE tenant = ? AND run_id = ?;
+
+-- name: delete_prompt
+DELETE FROM prompts WHERE tenant = ? AND run_id = ?;
+
+-- name: delete_attachments_of
+DELETE FROM attachments WHERE tenant = ? AND run_id = ?;
+
 -- name: insert_prompt
 INSERT INTO prompts (tenant, run_id, rest) VALUES (?, ?, ?);
 
@@ -222,10 +235,12 @@ FROM ended;
 -- Writing: webhooks
 
 -- name: insert_webhook
+-- Unless the tenant has as many as it may.
 INSERT INTO webhooks (
     tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
     progress
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+WHERE (SELECT count(*) FROM webhooks WHERE tenant = ?) < ?;
 
 -- name: update_webhook
 UPDATE webhooks SET
@@ -371,7 +386,7 @@ SELECT
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
     started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, asking,
-    retry
+    retry, revision, coalesce(last_update, '')
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL
@@ -407,6 +422,7 @@ SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    revision, last_update,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -525,9 +541,6 @@ SELECT * FROM webhooks WHERE tenant = ? AND webhook_id = ?;
 -- name: webhooks
 SELECT * FROM webhooks WHERE tenant = :tenant AND webhook_no < :before
 ORDER BY webhook_no DESC LIMIT :limit;
-
--- name: count_webhooks
-SELECT count(*) AS count FROM webhooks WHERE tenant = ?;
 
 -- name: every_webhook
 SELECT tenant, webhook_id, revision, fence FROM webhooks ORDER BY webhook_no LIMIT ?;
