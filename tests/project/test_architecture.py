@@ -258,6 +258,12 @@ def test_the_web_gateway_does_not_import_the_server(path: Path) -> None:
     assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
 
 
+@pytest.mark.parametrize("path", _files(SERVER.parent / "runlane_a2a"), ids=_name)
+def test_the_a2a_facade_does_not_import_the_server(path: Path) -> None:
+    names = _imports(ast.parse(path.read_text()))
+    assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
+
+
 @pytest.mark.parametrize("path", _files(SERVER / "core"), ids=_name)
 def test_the_core_is_pure(path: Path) -> None:
     tree = ast.parse(path.read_text())
