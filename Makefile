@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_READY := $(VENV)/.run-ready
 # All but the extra `chat`, which is as large as the others together.
-RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop,web
+RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop,web,a2a
 EXTRAS := $(RUN_EXTRAS),chat,acp,pytest
 LISTEN ?= 127.0.0.1:50051
 # A free port, so that the console is in nobody's way; HTTP=8080 fixes it.
@@ -290,7 +290,7 @@ constraints: ## Write constraints.txt again, with the latest versions
 image-requirements: ## Write the hashes of what the image installs, at the versions of constraints.txt
 	rm -rf .cache/hash-venv && $(PYTHON) -m venv .cache/hash-venv
 	.cache/hash-venv/bin/pip install --quiet --disable-pip-version-check pip-tools
-	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web chat acp) pyproject.toml
+	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web a2a chat acp) pyproject.toml
 	echo 'hatchling>=1.27' > .cache/build.in
 	$(hashes) --output-file deploy/build-requirements.txt .cache/build.in
 

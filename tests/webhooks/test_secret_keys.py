@@ -92,6 +92,7 @@ async def test_a_lost_key_stops_deliveries_and_names_the_remedy(
     async with delivering(store, keys=SecretKeys([OLD])) as node:
         webhook = await node.create(served.url, secret=SECRET)
         await deliver(store, served, "a")
+        await node.until(webhook, lambda it: it.progress.delivered == 1)
     async with delivering(store, keys=SecretKeys(left)) as node:
         found = await node.until(webhook, lambda it: bool(it.progress.last_error))
         assert "add that key, or rotate the secret" in found.progress.last_error

@@ -121,6 +121,6 @@ async def test_r55_colluding_tenants_do_not_hold_up_a_neighbour() -> None:
             began = time.monotonic()
             await Story(store, "s").play("mine")
             await good.until(lambda: good.run_ids() == ["mine"])
-            assert time.monotonic() - began < 5
-            assert bad.in_flight < OF_ALL
+            assert time.monotonic() - began < 10  # an endpoint that hangs holds its place for 15 s
+            assert node.parts.slots.free
         bad.gate.set()
