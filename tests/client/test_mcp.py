@@ -26,6 +26,7 @@ from mcp.types import (
 )
 
 import runlane
+from runlane.cli.mcp_server.following import MESSAGE
 from runlane.cli.mcp_server.server import build
 from runlane.cli.mcp_server.tasks import IDENTIFIER
 from runlane_server.agents.base import Turn
@@ -211,6 +212,37 @@ async def test_a_follow_that_is_not_over_says_where_it_goes_on(server: LocalServ
         assert (rest["ended"], rest["text"]) == (True, "one two")
 
 
+async def test_a_follow_that_is_given_up_leaves_the_run_alone(server: LocalServer) -> None:
+    async with connected(server) as assistant, server.client() as client:
+        run_id = await accept(assistant, say("one"), wait("go"))
+        following = asyncio.create_task(call(assistant, "follow_run", run_id=run_id))
+        await server.gates.reached("go")
+        following.cancel()
+        await asyncio.wait({following})
+        server.gates.open("go")
+        assert (await client.wait_run(run_id)).state is runlane.RunState.COMPLETED
+        assert (await call(assistant, "show_run", run_id=run_id))["text"] == "one"
+
+
+async def test_progress_of_a_busy_run_comes_in_few_bounded_messages(server: LocalServer) -> None:
+    async with connected(server) as assistant:
+        steps: list[dict[str, Any]] = []
+        for n in range(100):
+            tool = {"id": str(n), "name": "look"}
+            steps.append({"tool_call": {**tool, "arguments": {"at": "x" * 900}}})
+            steps += ({"tool_result": {**tool, "content": "y"}}, say("z" * 500))
+        run_id = await accept(assistant, *steps)
+        said: list[str] = []
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            said.append(message or "")
+
+        await assistant.call_tool("follow_run", {"run_id": run_id}, progress_callback=on_progress)
+        assert len(said) < 60
+        assert max(map(len, said)) <= MESSAGE
+        assert said[-1].endswith("completed")
+
+
 async def test_a_failed_run_is_shown_with_its_reason(server: LocalServer) -> None:
     async with connected(server) as assistant:
         run_id = await accept(assistant, {"fail": "no disk", "reason": "NO_DISK"})
@@ -325,6 +357,28 @@ async def test_an_assistant_may_answer_where_it_is_allowed() -> None:
         assert outcome["text"] == "refused: Friday"
         late = await call(assistant, "answer_input", **answer, **digest, approved=True)
         assert not late["accepted_this_answer"]
+
+
+async def test_a_question_that_is_not_shown_whole_cannot_be_answered() -> None:
+    @resumable
+    async def wordy(turn: Turn) -> AsyncGenerator[str, None]:
+        arguments = {"command": "x" * 2000 + "; rm -rf /"}
+        approval = await turn.ask("Run it?", tool_name="shell", arguments=arguments)
+        yield "done" if approval else "refused"
+
+    async with LocalServer(wordy) as server, connected(server, allow_answers=True) as assistant:
+        accepted = await call(assistant, "accept_run", session_id="s", prompt="go")
+        outcome = await call(assistant, "follow_run", run_id=accepted["run"]["run_id"])
+        (question,) = outcome["input_requests"]
+        assert question["arguments_json"].endswith(" more characters)")
+        error = await refused(
+            assistant,
+            "answer_input",
+            input_request_id=question["input_request_id"],
+            question_digest=question["question_digest"],
+            approved=True,
+        )
+        assert "longer than --max-text" in error
 
 
 # --- Tasks ---------------------------------------------------------------------------------------
