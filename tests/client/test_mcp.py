@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -29,8 +30,10 @@ import runlane
 from runlane.cli.mcp_server.following import MESSAGE
 from runlane.cli.mcp_server.server import build
 from runlane.cli.mcp_server.tasks import IDENTIFIER
+from runlane_server.access import tokens
 from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import resumable
+from runlane_server.config import Config
 from runlane_server.testing import LocalServer
 from support.server import clean_environment
 from support.staging import open_latch, say, script, wait
@@ -134,7 +137,32 @@ async def test_an_assistant_drives_a_server_over_stdio(
         assert said[-1].endswith("completed")
 
 
-async def test_the_token_is_an_option_of_the_command_and_no_argument(server: LocalServer) -> None:
+async def test_the_role_of_the_token_of_the_command_holds_for_the_assistant(tmp_path: Path) -> None:
+    token, token_id, digest = tokens.make()
+    file, access = tmp_path / "token", tmp_path / "access.toml"
+    file.write_text(token)
+    entry = {"name": "ann", "tenant": "acme", "role": "read", "id": token_id, "sha256": digest}
+    lines = [f'{key} = "{value}"' for key, value in entry.items()]
+    access.write_text("\n".join(["[[token]]", *lines]))
+    access.chmod(0o600)
+    config = Config(drain_timeout=0, access=str(access))
+    async with LocalServer("scripted", config=config) as server:
+        command = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "runlane", "-S", server.address, "--token-file", str(file), "mcp"],
+            env=clean_environment(),
+        )
+        async with Assistant(command) as assistant:
+            assert (await call(assistant, "list_runs"))["runs"] == []
+            error = await refused(assistant, "accept_run", session_id="s", prompt="x")
+            assert "PERMISSION_DENIED" in error
+            file.write_text("another")  # the file is read again for each call
+            error = await refused(assistant, "list_runs")
+            assert "UNAUTHENTICATED" in error
+            assert token not in error
+
+
+async def test_no_tool_takes_an_address_or_a_token(server: LocalServer) -> None:
     async with connected(server) as assistant:
         for tool in (await assistant.list_tools()).tools:
             names = set(tool.input_schema["properties"])
