@@ -42,6 +42,7 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 # damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
 	tests/bench \
+	tests/client/test_mcp_stdio.py \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
 	tests/e2e/test_acp.py \
