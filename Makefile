@@ -47,6 +47,7 @@ PROOFS := \
 	tests/e2e/test_acp.py \
 	tests/e2e/test_agent_code.py \
 	tests/e2e/test_agent_processes.py \
+	tests/e2e/test_chat.py \
 	tests/e2e/test_histories.py \
 	tests/e2e/test_operate.py \
 	tests/e2e/test_pages.py \
