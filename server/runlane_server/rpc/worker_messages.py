@@ -114,6 +114,8 @@ def _turn(assigned: Assigned) -> pb.WorkResponse.Turn:
         deadline=None if turn.deadline is None else convert.timestamp(turn.deadline),
         traceparent=turn.traceparent,
         window=WINDOW,
+        checkpoint=turn.checkpoint,
+        stored=turn.stored,
     )
 
 
