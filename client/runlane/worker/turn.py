@@ -68,6 +68,7 @@ class Turn:
         self.deadline: datetime | None = (
             given.deadline.ToDatetime(UTC) if given.HasField("deadline") else None
         )
+        # For agents of the server in processes of their own.
         self.checkpoint = given.checkpoint
         self.calls = self._calls = calls
         self._working: set[str] = set()
