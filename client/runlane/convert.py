@@ -265,7 +265,13 @@ def session(message: session_pb2.Session) -> t.Session:
         updated_at=_time(message.updated_at),
         agent=message.agent,
         etag=message.etag,
+        origin=origin(message.origin) if message.HasField("origin") else None,
     )
+
+
+def origin(message: session_pb2.SessionOrigin) -> t.SessionOrigin:
+    """Converts the origin of a fork."""
+    return t.SessionOrigin(message.session_id, message.turn)
 
 
 def agent(message: agent_service_pb2.Agent) -> t.AgentInfo:

@@ -281,11 +281,19 @@ class CancelReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionOrigin:
+    """The session that a fork began as a copy of, up to and with a turn."""
+
+    session_id: str
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A conversation: an ordered transcript and one lane of runs.
 
     `agent` is the agent of its runs that name none; empty: the server's default. `etag` is for
-    `Client.update_session`.
+    `Client.update_session`. `origin` is None unless the session is a fork.
     """
 
     session_id: str
@@ -299,6 +307,7 @@ class Session:
     updated_at: datetime
     agent: str = ""
     etag: str = ""
+    origin: SessionOrigin | None = None
 
 
 class AgentAbility(StrEnum):

@@ -7,7 +7,7 @@ import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +36,7 @@ from runlane_server.core.model import (
     Attachment,
     FinishReason,
     Message,
+    Origin,
     Part,
     Prompt,
     Reasoning,
@@ -184,6 +185,7 @@ class _WorkerTurn:
         self.prompt = _prompt(turn.prompt)
         self.metadata: Mapping[str, str] = turn.metadata
         self.traceparent = turn.traceparent
+        self.origin = None if turn.origin is None else Origin(*astuple(turn.origin))
         self.tenant = turn.tenant
         self.deadline: datetime | None = turn.deadline
         self._turn = turn
