@@ -30,8 +30,9 @@ GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1
 GO_MODULE := $(word 2,$(shell head -n 1 gen/go/go.mod))
 
 # The real agents of `make test-agents`, at the versions that docs/acp.md names.
-AGENTS ?= codex-acp opencode qwen-code
+AGENTS ?= codex-acp gemini-cli opencode qwen-code
 AGENT_codex-acp := @zed-industries/codex-acp@0.16.0
+AGENT_gemini-cli := @google/gemini-cli@0.61.0
 AGENT_opencode := opencode-ai@1.18.33
 AGENT_qwen-code := @qwen-code/qwen-code@0.15.10
 
