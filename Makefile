@@ -42,6 +42,7 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 # Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
 # damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
+	tests/a2a/test_races.py \
 	tests/bench \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
@@ -94,7 +95,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -159,6 +160,9 @@ soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the ser
 
 restarts: $(READY) ## Restart server and gateway under streams over HTTP, RESTARTS (1000) times each
 	RUNLANE_RESTARTS=$(or $(RESTARTS),1000) $(BIN)/pytest --show-capture=no tests/web/test_streams.py -k r25
+
+a2a-races: $(READY) ## Send and cancel RACES (1000) tasks at once over A2A
+	RUNLANE_A2A_RACES=$(or $(RACES),1000) $(BIN)/pytest --show-capture=no -o timeout=900 tests/a2a/test_races.py
 
 webhooks: $(READY) ## Kill a server that delivers to webhooks, KILLS (200) times; then measure its deliveries
 	RUNLANE_KILLS=$(or $(KILLS),200) $(BIN)/pytest -rA --show-capture=no tests/proofs/webhooks
