@@ -39,6 +39,7 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 # Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
 # damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
+	tests/agents/test_form_checks.py \
 	tests/bench \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
