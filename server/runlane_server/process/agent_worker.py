@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import astuple
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ from runlane_server.core.model import (
     Attachment,
     FinishReason,
     Message,
+    Origin,
     Part,
     Prompt,
     Reasoning,
@@ -162,6 +164,7 @@ class _WorkerTurn:
         self.prompt = _prompt(turn.prompt)
         self.metadata: Mapping[str, str] = turn.metadata
         self.traceparent = turn.traceparent
+        self.origin = None if turn.origin is None else Origin(*astuple(turn.origin))
         self.tenant = turn.tenant
         self.deadline: datetime | None = turn.deadline
         self._turn = turn
