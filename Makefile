@@ -43,6 +43,7 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 # damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
 	tests/a2a/test_races.py \
+	tests/agents/test_form_checks.py \
 	tests/bench \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
