@@ -94,6 +94,7 @@ from runlane.session_stream import (
 from runlane.subscription import Subscription
 from runlane.types import (
     Accepted,
+    AgentAbility,
     AgentInfo,
     Artifact,
     ArtifactKind,
@@ -145,6 +146,7 @@ from runlane.wire import RetryPolicy
 __all__ = [
     "Accepted",
     "ActiveRunChanged",
+    "AgentAbility",
     "AgentInfo",
     "AgentNotFound",
     "AlreadyStarted",

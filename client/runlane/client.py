@@ -855,6 +855,13 @@ class Client:
         return WebhookSecret(webhooks.webhook(response.webhook), response.secret)
 
 
+def over(wire: Wire) -> Client:
+    """Returns a client over a wire; closing one closes both."""
+    client = Client.__new__(Client)
+    client._wire = wire  # noqa: SLF001 - made here
+    return client
+
+
 async def _wait_run(wire: Wire, run_id: str, timeout: Seconds | None) -> Run:
     clock = asyncio.get_running_loop().time
     deadline = None if timeout is None else clock() + seconds(timeout)

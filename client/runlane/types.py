@@ -310,6 +310,25 @@ class Session:
     origin: SessionOrigin | None = None
 
 
+class AgentAbility(StrEnum):
+    """Something that the runs of an agent can do."""
+
+    FOLD = "fold"
+    """Prompts accepted with FOLD may join a turn."""
+    ASK = "ask"
+    """It may ask people."""
+    STEPS = "steps"
+    """It may store results of steps, which later attempts do not repeat."""
+    ATTACHMENTS = "attachments"
+    """It gets attachments that are not text, such as images."""
+    RESUME = "resume"
+    """A run that waits for people survives the loss of its node without consuming an attempt."""
+    OUTLIVE = "outlive"
+    """An active run continues while its node restarts."""
+    UNKNOWN = "unknown"
+    """An ability of a newer server, unknown to this client."""
+
+
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
     """An agent of the server, with its state on the node that answered.
@@ -321,6 +340,7 @@ class AgentInfo:
         is_default: Whether it executes runs that name no agent.
         slots_in_use: Sessions with an active run of this agent.
         slots_limit: Maximum of `slots_in_use`; None: no limit of its own.
+        can: What its runs can do; what is not listed they never do.
     """
 
     name: str
@@ -329,6 +349,7 @@ class AgentInfo:
     is_default: bool
     slots_in_use: int
     slots_limit: int | None
+    can: tuple[AgentAbility, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ EXTRAS = {
     "uvicorn": ("uvicorn", "server,web"),
     "starlette": ("starlette", "server,web"),
     "sse_starlette": ("sse-starlette", "server,web"),
+    "a2a": ("a2a-sdk", "server,a2a"),
 }
 """By top-level module: its package, and the extras to install."""
 

@@ -239,10 +239,11 @@ def find(verb: str, raw_path: str, routes: Iterable[Route] = ROUTES) -> Found:
         if route.verb == verb:
             return Found(route, fields)
         allowed.add(route.verb)
-    raise _not_allowed(verb, ", ".join(sorted(allowed))) if allowed else _not_found()
+    raise not_allowed(verb, ", ".join(sorted(allowed))) if allowed else _not_found()
 
 
-def _not_allowed(verb: str, allowed: str) -> Refused:
+def not_allowed(verb: str, allowed: str) -> Refused:
+    """The error of a path that takes other methods."""
     shown = verb if verb.isalpha() else "this method"
     return Refused(
         code_pb2.UNIMPLEMENTED,

@@ -66,6 +66,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("node-address", "10.0.0.7:0", Address("10.0.0.7", 0)),
     ("metrics-listen", "[::1]:9464", Address("::1", 9464)),
     ("http", "8080", Address("127.0.0.1", 8080)),
+    ("a2a", "http://127.0.0.1:8080", "http://127.0.0.1:8080"),
     ("metrics-listen", "9464", Address("127.0.0.1", 9464)),
     ("otlp-endpoint", "http://collector:4318/", "http://collector:4318"),
     ("trace-ratio", "0.25", 0.25),

@@ -341,6 +341,8 @@ def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
     [
         (Config(http=Address("192.0.2.1", 80)), "is not on this machine"),
         (Config(http=Address("127.0.0.1", 80), processes=2), "serves one process only"),
+        (Config(a2a="http://x"), "--a2a: needs --http"),
+        (Config(http=Address("127.0.0.1", 80), a2a="x"), "must be an address such as"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config: Config, problem: str) -> None:

@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
         "base",
         "batching",
         "corrupt",
+        "fair_queue",
         "findings",
         "lane_log",
         "lookup",
@@ -55,6 +56,7 @@ ROOMS: dict[str, set[str]] = {
         "weight",
     },
     "agents": {
+        "abilities",
         "acp.policy",
         "base",
         "command.environment",
@@ -63,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
         "command.programs",
         "custom",
         "declaration",
+        "json_parts",
         "loader",
         "processes.agent",
         "processes.protocol",
@@ -253,6 +256,12 @@ def test_the_client_does_not_import_the_server(path: Path) -> None:
 
 @pytest.mark.parametrize("path", _files(SERVER.parent / "runlane_web"), ids=_name)
 def test_the_web_gateway_does_not_import_the_server(path: Path) -> None:
+    names = _imports(ast.parse(path.read_text()))
+    assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
+
+
+@pytest.mark.parametrize("path", _files(SERVER.parent / "runlane_a2a"), ids=_name)
+def test_the_a2a_facade_does_not_import_the_server(path: Path) -> None:
     names = _imports(ast.parse(path.read_text()))
     assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
 

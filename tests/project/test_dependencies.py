@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-OURS = {"runlane", "runlane_commands", "runlane_server", "runlane_web", "google", "grpc_status"}
+OURS = {
+    *("runlane", "runlane_a2a", "runlane_commands", "runlane_server", "runlane_web"),
+    *("google", "grpc_status"),
+}
 """Packages of this project, and a namespace that several distributions share."""
 
 NAMED_ELSEWHERE = {
@@ -30,7 +33,6 @@ NAMED_ELSEWHERE = {
     # Selected by name where the event loop is created.
     "uvloop": "import uvloop",
     # These are not installed for the tests.
-    "a2a-sdk": "from a2a",
     "atheris": "import atheris",
     "matplotlib": 'import_module("matplotlib")',
     # It shares its namespace with the API.
@@ -95,7 +97,7 @@ def said_in(text: str, *folders: str) -> bool:
     return any(text in path.read_text() for path in sources(*folders))
 
 
-UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
+UNPINNED = {"matplotlib", "atheris"}
 """Extras that are installed by hand, to measure or to search."""
 
 BROUGHT_ALONG = {"cryptography", "httpx2", "pydantic", "pydantic-core", "pydantic-graph"}

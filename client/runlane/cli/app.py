@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from runlane.cli import queue_edits  # noqa: F401 - adds its commands to `queue`
 from runlane.cli.agents import agents
 from runlane.cli.answer import answer
 from runlane.cli.cancel import cancel

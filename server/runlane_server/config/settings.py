@@ -112,6 +112,16 @@ class Config:
         metavar="[HOST:]PORT",
         without="no HTTP",
     )
+    a2a: str = setting(
+        "",
+        Topic.LISTENING,
+        click.STRING,
+        "Serve the A2A protocol on --http; URL is that address as callers see it, such as "
+        "http://127.0.0.1:8080. For a card, gRPC and other options of A2A run runlane-web. "
+        "Requires the extra 'a2a'.",
+        metavar="URL",
+        without="no A2A",
+    )
     harness: bool = setting(
         False,
         Topic.LISTENING,

@@ -27,6 +27,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from runlane_server.agents.abilities import Ability
 from runlane_server.agents.base import AgentError, AgentEvent, Turn
 from runlane_server.agents.command.program import DRAIN_TIMEOUT
 from runlane_server.agents.command.programs import (
@@ -71,6 +72,7 @@ class CommandAgent:
         """Raises StartError if there is no such program, or no directory can be created."""
         self.programs = Programs(argv, kind="command", kill_grace=kill_grace, settings=settings)
         self._as_json = as_json
+        self.abilities = frozenset({Ability.ATTACHMENTS} if as_json else ())
 
     async def start(self) -> None:
         """Starts the guardian, and removes the directories that a killed server left behind."""
