@@ -20,6 +20,8 @@ PROTO_VENV := .cache/proto-venv
 PROTO_READY := $(PROTO_VENV)/.ready
 BUILD_VENV := .cache/build-venv
 BUILD_READY := $(BUILD_VENV)/.ready
+SITE_VENV := .cache/site-venv
+SITE_READY := $(SITE_VENV)/.ready
 PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/worker/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/worker/v1 client/runlane/harness/v1
 # The oldest plugins whose code the Go module supports; they set the lower bounds in gen/go/go.mod.
@@ -28,8 +30,9 @@ GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1
 GO_MODULE := $(word 2,$(shell head -n 1 gen/go/go.mod))
 
 # The real agents of `make test-agents`, at the versions that docs/acp.md names.
-AGENTS ?= codex-acp opencode qwen-code
+AGENTS ?= codex-acp gemini-cli opencode qwen-code
 AGENT_codex-acp := @zed-industries/codex-acp@0.16.0
+AGENT_gemini-cli := @google/gemini-cli@0.61.0
 AGENT_opencode := opencode-ai@1.18.33
 AGENT_qwen-code := @qwen-code/qwen-code@0.15.10
 
@@ -40,12 +43,14 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 # damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
 	tests/a2a/test_races.py \
+	tests/agents/test_form_checks.py \
 	tests/bench \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
 	tests/e2e/test_acp.py \
 	tests/e2e/test_agent_code.py \
 	tests/e2e/test_agent_processes.py \
+	tests/e2e/test_chat.py \
 	tests/e2e/test_histories.py \
 	tests/e2e/test_operate.py \
 	tests/e2e/test_pages.py \
@@ -91,7 +96,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release provenance sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -203,6 +208,9 @@ release: $(READY) ## Prepare the release VERSION: versions, changelog, packages,
 	$(MAKE) proto docs packages sbom
 	cd $(PACKAGES) && find . -type f ! -name SHA256SUMS | sort | xargs sha256sum > SHA256SUMS
 
+provenance: ## Write the provenance of the packages of a tagged release, to be signed (docs/releasing.md)
+	$(PYTHON) gen/provenance.py $(PACKAGES)
+
 # Of what the image installs: the exact versions and hashes.
 sbom: $(BUILD_READY) ## Write the bill of materials of the server, as CycloneDX, into dist/packages
 	mkdir -p $(PACKAGES)
@@ -213,7 +221,7 @@ bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	cd tests && $(abspath $(BIN))/python -m bench.run $(BENCH)
 
-check: lint types check-proto check-docs ## Run the linters, the type checkers and the freshness checks
+check: lint types check-proto check-docs site ## Run the linters, the type checkers and the freshness checks, and build the site
 
 lint: $(READY) ## Lint code and proto
 	$(BIN)/ruff check .
@@ -259,6 +267,11 @@ docs: $(READY) ## Write the generated parts of the docs, and the synchronous cli
 	$(BIN)/python docs/http_reference.py
 	$(BIN)/python client/make_sync.py
 	$(BIN)/python gen/versions.py
+
+site: $(SITE_READY) ## Build the site of docs/ into dist/site: with search and the Python API, without remote fonts or scripts
+	$(SITE_VENV)/bin/python docs/site.py .cache/site/pages
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict --config-file docs/mkdocs.yml
+	$(SITE_VENV)/bin/python tests/deploy/site.py dist/site
 
 audit: ## Check every version in constraints.txt for known vulnerabilities
 	$(PYTHON) -m venv .cache/audit-venv
@@ -317,6 +330,11 @@ $(GO_READY):
 	rm -rf $(GO_PLUGINS) && mkdir -p $(GO_PLUGINS)
 	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
 	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
+	touch $@
+
+$(SITE_READY): docs/site-requirements.txt
+	$(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 $(BUILD_READY):

@@ -631,6 +631,29 @@ class Client:
 
         return Pager(fetch)
 
+    async def fork_session(
+        self, session_id: str, new_session_id: str | None = None, *, at_turn: int = 0
+    ) -> Session:
+        """Creates a session that begins with a copy of the transcript of another one.
+
+        Args:
+            session_id: The session to copy, which stays as it is.
+            new_session_id: The id of the new session; None: a new UUIDv7. With the same id, a
+                repeated call returns the session that the first one created.
+            at_turn: The last turn to copy; 0: the last one that has finished.
+
+        Raises SessionNotFound, SessionExists, TurnNotFound, TurnNotFinished, QuotaExceeded.
+        """
+        request = build(
+            sessions_pb.ForkSessionRequest,
+            session_id=session_id,
+            # Chosen here, so that a retry of the call makes no second session.
+            new_session_id=new_session_id or new_id(),
+            at_turn=at_turn,
+        )
+        response = await self._wire.call(self._wire.sessions.ForkSession, request)
+        return convert.session(response.session)
+
     async def update_session(
         self,
         session_id: str,

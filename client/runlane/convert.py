@@ -38,6 +38,7 @@ _RUN_STATES = _numbers(run_pb2.RunState, "RUN_STATE_", t.RunState)
 _WHEN_BUSY = _numbers(run_pb2.WhenBusy, "WHEN_BUSY_", t.WhenBusy)
 _FINISH_REASONS = _numbers(run_pb2.FinishReason, "FINISH_REASON_", t.FinishReason)
 _ROLES = _numbers(session_pb2.Role, "ROLE_", t.Role)
+_ABILITIES = _numbers(agent_service_pb2.AgentAbility, "AGENT_ABILITY_", t.AgentAbility)
 
 
 # --- To the wire ---------------------------------------------------------------------------------
@@ -264,7 +265,13 @@ def session(message: session_pb2.Session) -> t.Session:
         updated_at=_time(message.updated_at),
         agent=message.agent,
         etag=message.etag,
+        origin=origin(message.origin) if message.HasField("origin") else None,
     )
+
+
+def origin(message: session_pb2.SessionOrigin) -> t.SessionOrigin:
+    """Converts the origin of a fork."""
+    return t.SessionOrigin(message.session_id, message.turn)
 
 
 def agent(message: agent_service_pb2.Agent) -> t.AgentInfo:
@@ -276,6 +283,7 @@ def agent(message: agent_service_pb2.Agent) -> t.AgentInfo:
         is_default=message.is_default,
         slots_in_use=message.slots_in_use,
         slots_limit=message.slots_limit if message.HasField("slots_limit") else None,
+        can=tuple(_ABILITIES.get(ability, t.AgentAbility.UNKNOWN) for ability in message.can),
     )
 
 

@@ -12,6 +12,8 @@
     ├── SessionNotFound
     ├── SessionExists
     ├── EditConflict             the record was changed since it was read
+    ├── TurnNotFound             the session has no such turn; `last_turn` is its last one
+    ├── TurnNotFinished          the turn has not finished; `finished_turn` is the last that has
     ├── SessionBusy
     ├── RunNotFound
     ├── RunIdConflict
@@ -248,6 +250,30 @@ class ActiveRunChanged(RunlaneError):
         return self.metadata.get("active_run_id", "")
 
 
+class TurnNotFound(RunlaneError):
+    """The session has no turn of this number."""
+
+    reason = "TURN_NOT_FOUND"
+    default_status = StatusCode.NOT_FOUND
+
+    @property
+    def last_turn(self) -> int:
+        """The last turn of the session; 0 without any."""
+        return int(self.metadata.get("last_turn", "0"))
+
+
+class TurnNotFinished(RunlaneError):
+    """The turn, or one before it, belongs to a run that has not ended."""
+
+    reason = "TURN_NOT_FINISHED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+    @property
+    def finished_turn(self) -> int:
+        """The last turn that a fork can have now; 0 for none."""
+        return int(self.metadata.get("finished_turn", "0"))
+
+
 class AlreadyStarted(RunlaneError):
     """The run has left the queue, so it can be neither edited nor moved."""
 
@@ -453,6 +479,8 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             InputClosed,
             AnswerInvalid,
             ActiveRunChanged,
+            TurnNotFound,
+            TurnNotFinished,
             WebhookNotFound,
             WebhookChanged,
             QueueFull,

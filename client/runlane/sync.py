@@ -574,6 +574,23 @@ class Client:
             ),
         )
 
+    def fork_session(
+        self, session_id: str, new_session_id: str | None = None, *, at_turn: int = 0
+    ) -> Session:
+        """Creates a session that begins with a copy of the transcript of another one.
+
+        Args:
+            session_id: The session to copy, which stays as it is.
+            new_session_id: The id of the new session; None: a new UUIDv7. With the same id, a
+                repeated call returns the session that the first one created.
+            at_turn: The last turn to copy; 0: the last one that has finished.
+
+        Raises SessionNotFound, SessionExists, TurnNotFound, TurnNotFinished, QuotaExceeded.
+        """
+        return self._portal.call(
+            self._inner.fork_session, session_id, new_session_id, at_turn=at_turn
+        )
+
     def update_session(
         self,
         session_id: str,

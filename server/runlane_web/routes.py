@@ -194,6 +194,7 @@ ROUTES: tuple[Route, ...] = (
     _session("POST", "/v1/sessions", "CreateSession", body=True),
     _session("GET", "/v1/sessions", "ListSessions"),
     _session("GET", "/v1/sessions/{session_id}", "GetSession"),
+    _session("POST", "/v1/sessions/{session_id}:fork", "ForkSession", body=True),
     _session("PATCH", "/v1/sessions/{session_id}", "UpdateSession", body=True),
     _session("DELETE", "/v1/sessions/{session_id}", "DeleteSession"),
     _webhook("POST", "/v1/webhooks", "CreateWebhook", body=True),

@@ -119,6 +119,8 @@ WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
         "session_id",
         {"title": "t", "update_mask": FieldMask(paths=["title"])},
     ),
+    (sessions_pb.ForkSessionRequest, "session_id", {}),
+    (sessions_pb.ForkSessionRequest, "new_session_id", {"session_id": "s"}),
     (sessions_pb.ListMessagesRequest, "session_id", {}),
 ]
 
@@ -151,6 +153,7 @@ UNSET: list[Case] = [
     (runs_pb.AnswerInputRequest(text="x"), "INVALID_ARGUMENT", ["input_request_id"]),
     (sessions_pb.GetSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.DeleteSessionRequest(), "SESSION_MISSING", ["session_id"]),
+    (sessions_pb.ForkSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.ListMessagesRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.SubscribeSessionRequest(), "SESSION_MISSING", ["session_ids"]),
     (
@@ -175,6 +178,12 @@ UNKNOWN: list[Case] = [
     (runs_pb.GetRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
     (sessions_pb.GetSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
     (sessions_pb.DeleteSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (sessions_pb.ForkSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (
+        sessions_pb.ForkSessionRequest(session_id="no", new_session_id="no"),
+        "INVALID_ARGUMENT",
+        ["new_session_id"],
+    ),
     (
         sessions_pb.UpdateSessionRequest(
             session_id="no", title="t", update_mask=FieldMask(paths=["title"])
@@ -222,6 +231,7 @@ SIZES: list[Case] = [
 A_WEEK_AND_MORE = Duration(seconds=7 * 86400, nanos=1)
 
 NUMBERS: list[Case] = [
+    (sessions_pb.ForkSessionRequest(session_id="s", at_turn=-1), "INVALID_ARGUMENT", ["at_turn"]),
     (a_run(timeout=Duration()), "INVALID_ARGUMENT", ["timeout"]),
     (a_run(timeout=Duration(seconds=-1)), "INVALID_ARGUMENT", ["timeout"]),
     (a_run(timeout=Duration(seconds=1, nanos=-1)), "INVALID_ARGUMENT", ["timeout"]),

@@ -424,6 +424,14 @@ REMOVED = (
         "strangers",
     ),
     Removed(
+        "ForkSession ignores the tenant",
+        SessionService,
+        "ForkSession",
+        "tenant=tenant()",
+        'tenant="acme"',
+        "strangers",
+    ),
+    Removed(
         "ListMessages ignores the tenant",
         SessionService,
         "ListMessages",
@@ -434,4 +442,5 @@ REMOVED = (
     of_agents(RunService, "RunAccepted"),
     of_agents(SessionService, "CreateSession"),
     of_agents(SessionService, "UpdateSession"),
+    of_agents(SessionService, "ForkSession"),
 )

@@ -33,6 +33,7 @@ MIN_ROLE: Mapping[str, str] = {
     "/runlane.v1.AgentService/ListAgents": "read",
     SESSIONS + "CreateSession": "run",
     SESSIONS + "UpdateSession": "run",
+    SESSIONS + "ForkSession": "run",
     SESSIONS + "GetSession": "read",
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",

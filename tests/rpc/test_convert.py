@@ -149,6 +149,7 @@ SESSION = model.Session(
     created_at=1_000_001,
     updated_at=2_000_002,
     agent="coder",
+    origin=model.Origin("before", 7),
 )
 
 MESSAGE = model.Message(

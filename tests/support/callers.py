@@ -97,6 +97,9 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
             session_id=session, title="t", update_mask=FieldMask(paths=["title"])
         ),
         "CreateSession": sessions_pb.CreateSessionRequest(session_id=f"new {session}"),
+        "ForkSession": sessions_pb.ForkSessionRequest(
+            session_id=session, new_session_id=f"fork of {session}"
+        ),
         "GetSession": sessions_pb.GetSessionRequest(session_id=session),
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),
         "ListSessions": sessions_pb.ListSessionsRequest(),

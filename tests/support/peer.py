@@ -204,6 +204,9 @@ class Peer(
     async def UpdateSession(self, request: Any, context: Context) -> Any:
         return await self._play("UpdateSession", request, context)
 
+    async def ForkSession(self, request: Any, context: Context) -> Any:
+        return await self._play("ForkSession", request, context)
+
     async def DeleteSession(self, request: Any, context: Context) -> Any:
         return await self._play("DeleteSession", request, context)
 

@@ -124,6 +124,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     metadata has its `state`, the run that it was `folded_into`, and the `active_run_id` of its
     session; empty ones are left out.
     """
+    ERROR_REASON_TURN_NOT_FOUND: _ErrorReason.ValueType  # 54
+    """NOT_FOUND: the session has no turn of this number. The metadata `last_turn` has its last one."""
+    ERROR_REASON_TURN_NOT_FINISHED: _ErrorReason.ValueType  # 55
+    """FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
+    the last one that can be used now.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -232,5 +238,11 @@ ERROR_REASON_ALREADY_STARTED: ErrorReason.ValueType  # 53
 """FAILED_PRECONDITION: the run has left the queue, so it can be neither edited nor moved. The
 metadata has its `state`, the run that it was `folded_into`, and the `active_run_id` of its
 session; empty ones are left out.
+"""
+ERROR_REASON_TURN_NOT_FOUND: ErrorReason.ValueType  # 54
+"""NOT_FOUND: the session has no turn of this number. The metadata `last_turn` has its last one."""
+ERROR_REASON_TURN_NOT_FINISHED: ErrorReason.ValueType  # 55
+"""FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
+the last one that can be used now.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -10,6 +10,7 @@
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
     ├── SessionNotFound, SessionExists, SessionBusy, EditConflict, ActiveRunChanged
+    ├── TurnNotFound, TurnNotFinished
     ├── RunNotFound, RunIdConflict, RunDeleted, AlreadyStarted, AnchorNotWaiting
     ├── InputNotFound, InputClosed
     ├── AgentNotFound
@@ -274,6 +275,35 @@ class ActiveRunChanged(RunlaneError):
             f"expected_active_run_id: run {expected!r} is not the active run of session"
             f" {session_id!r}; {found}",
             metadata={"session_id": session_id, "active_run_id": active},
+        )
+
+
+class TurnNotFound(RunlaneError):
+    """The transcript has no turn of this number."""
+
+    reason = "TURN_NOT_FOUND"
+
+    @classmethod
+    def of(cls, session_id: str, turn: int, last: int) -> TurnNotFound:
+        """Builds the error for one turn; `last` is the last one that there is."""
+        return cls(
+            f"at_turn: session {session_id!r} has no turn {turn}; its last turn is {last}",
+            metadata={"session_id": session_id, "last_turn": str(last)},
+        )
+
+
+class TurnNotFinished(RunlaneError):
+    """The turn, or one before it, belongs to a run that has not ended."""
+
+    reason = "TURN_NOT_FINISHED"
+
+    @classmethod
+    def of(cls, session_id: str, turn: int, finished: int) -> TurnNotFinished:
+        """Builds the error for one turn; all turns up to `finished` have ended."""
+        return cls(
+            f"at_turn: turn {turn} of session {session_id!r} has not finished, or one before it has"
+            f" not; fork at turn {finished}, or wait for the end of the run",
+            metadata={"session_id": session_id, "finished_turn": str(finished)},
         )
 
 

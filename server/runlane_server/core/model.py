@@ -270,8 +270,17 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The session that a fork began as a copy of, up to and with its turn `turn`."""
+
+    session_id: str
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
-    """A stored session. `agent` is the agent of its runs that name none, empty for the default."""
+    """A stored session. `agent` is the agent of its runs that name none, empty for the default;
+    `origin` is None unless the session is a fork."""
 
     session_id: str
     title: str
@@ -282,6 +291,7 @@ class Session:
     created_at: Micros
     updated_at: Micros
     agent: str = ""
+    origin: Origin | None = None
 
     @property
     def busy(self) -> bool:

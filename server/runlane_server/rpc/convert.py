@@ -229,7 +229,12 @@ def session(record: model.Session) -> session_pb2.Session:
         updated_at=timestamp(record.updated_at),
         agent=record.agent,
         etag=record.etag,
+        origin=None if record.origin is None else origin(record.origin),
     )
+
+
+def origin(record: model.Origin) -> session_pb2.SessionOrigin:
+    return session_pb2.SessionOrigin(session_id=record.session_id, turn=record.turn)
 
 
 def cancelled_runs(receipt: Receipt) -> list[run_pb2.CancelledRun]:

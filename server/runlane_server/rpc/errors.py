@@ -31,6 +31,8 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "ALREADY_STARTED": StatusCode.FAILED_PRECONDITION,
         "ANCHOR_NOT_WAITING": StatusCode.FAILED_PRECONDITION,
         "EDIT_CONFLICT": StatusCode.FAILED_PRECONDITION,
+        "TURN_NOT_FOUND": StatusCode.NOT_FOUND,
+        "TURN_NOT_FINISHED": StatusCode.FAILED_PRECONDITION,
         "SESSION_BUSY": StatusCode.FAILED_PRECONDITION,
         "RUN_MISSING": StatusCode.INVALID_ARGUMENT,
         "RUN_NOT_FOUND": StatusCode.NOT_FOUND,

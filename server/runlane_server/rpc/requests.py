@@ -75,6 +75,7 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         # 64 labels of up to 4 KiB.
         _SESSIONS + "CreateSession": 512 << 10,
         _SESSIONS + "UpdateSession": 512 << 10,
+        _SESSIONS + "ForkSession": _IDS,
         _SESSIONS + "GetSession": _IDS,
         _SESSIONS + "DeleteSession": _IDS,
         # 8 labels of up to 4 KiB, to filter by.

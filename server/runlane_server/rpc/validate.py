@@ -182,6 +182,16 @@ def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
     checks.finish()
 
 
+def fork_session(request: session_service_pb2.ForkSessionRequest) -> None:
+    checks = Checks()
+    checks.session_id(request.session_id)
+    checks.identifier("new_session_id", request.new_session_id)
+    if request.new_session_id and request.new_session_id == request.session_id:
+        checks.reject("new_session_id", "is session_id; use another id, or leave it empty")
+    checks.between("at_turn", request.at_turn, 0)
+    checks.finish()
+
+
 def session_id(
     request: session_service_pb2.GetSessionRequest | session_service_pb2.DeleteSessionRequest,
 ) -> None:

@@ -38,7 +38,8 @@ RUN_COLUMNS = """\
 
 SESSION_COLUMNS = """\
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent"""
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent,
+    origin_id, origin_turn"""
 
 
 class Statement(NamedTuple):

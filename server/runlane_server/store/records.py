@@ -16,6 +16,7 @@ from runlane_server.core.model import (
     FinishReason,
     KeptPart,
     Message,
+    Origin,
     Part,
     Prompt,
     Role,
@@ -226,7 +227,13 @@ def _session(row: Row, text: DecodeText) -> Session:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         agent=row["agent"],
+        origin=_origin(row, text),
     )
+
+
+def _origin(row: Row, text: DecodeText) -> Origin | None:
+    name = row["origin_id"]
+    return None if name is None else Origin(text(name), row["origin_turn"])
 
 
 def message_from(

@@ -242,6 +242,7 @@ _CHECKS: Sequence[tuple[type[Message], Callable[[Any], object]]] = (
     (session_service_pb2.CreateSessionRequest, validate.create_session),
     (session_service_pb2.GetSessionRequest, validate.session_id),
     (session_service_pb2.UpdateSessionRequest, lists.update_session),
+    (session_service_pb2.ForkSessionRequest, validate.fork_session),
     (
         session_service_pb2.ListSessionsRequest,
         lambda sent: lists.list_sessions(sent, _TOKENS),

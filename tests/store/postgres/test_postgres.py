@@ -605,7 +605,16 @@ async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_o
         assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
 
 
-BEFORE_LOOKUP = """
+BEFORE_FORKS = """
+    DROP FUNCTION create_fork;
+    DROP FUNCTION remove_copy CASCADE;
+    DROP TABLE copied_messages, copied_attachments, copied_parts, unfinished_copies;
+    ALTER TABLE sessions DROP COLUMN origin_id, DROP COLUMN origin_turn, DROP COLUMN copy_id;
+"""
+"""Takes step 20 of the schema back."""
+
+BEFORE_LOOKUP = f"""
+    {BEFORE_FORKS}
     DROP FUNCTION commit_updates;
     DROP TYPE updated_run;
     ALTER TABLE runs DROP COLUMN revision, DROP COLUMN last_update;

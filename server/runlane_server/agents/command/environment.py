@@ -26,6 +26,9 @@ from runlane_server.private_file import read_private_lines
 RUN_VARIABLES = ("RUNLANE_TENANT", "RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
 """The variables that identify the run: tenant, session id, run id, attempt."""
 
+ORIGIN_VARIABLES = ("RUNLANE_ORIGIN_SESSION_ID", "RUNLANE_ORIGIN_TURN")
+"""The variables of a fork: the session that it began as a copy of, and the last turn of it."""
+
 STATE_VARIABLE = "RUNLANE_STATE_DIR"
 """The variable that has the directory of the session, if there is one."""
 
@@ -115,7 +118,7 @@ def build_environment(
 def _check_name(name: str, *, has_value: bool) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid variable name")
-    if name in RUN_VARIABLES or name == STATE_VARIABLE:
+    if name in {*RUN_VARIABLES, *ORIGIN_VARIABLES, STATE_VARIABLE}:
         raise ValueError(f"{name} is reserved: it identifies the run")
     if name.startswith(_SETTING) and not has_value:
         raise ValueError(

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -67,6 +68,7 @@ from runlane_server.store.records import (
     with_retry,
 )
 from runlane_server.store.sqlite.connection import as_is
+from runlane_server.store.sqlite.copies import copied_messages
 from runlane_server.store.sqlite.transaction import SQL
 from runlane_server.store.vitals import StoreVitals
 from runlane_server.store.weight import SESSION_BYTES
@@ -301,14 +303,15 @@ def list_messages(
     run_id: str | None,
 ) -> Page[Message, MessagePlace]:
     """A page of the transcript after a place."""
-    turn, ordinal = (0, 0) if after is None else after
+    turn, ordinal = after or (0, 0)
     where = {**key._asdict(), "turn": turn, "ordinal": ordinal, "limit": limit + 1}
     name = "messages"
     if run_id is not None:
         name = "messages_of_run"
         where["run_id"] = run_id
-    with closing(db.execute(SQL[name], where)) as rows:
-        messages = (_message(db, key.tenant, row) for row in rows)
+    copied = copied_messages(db, key, (turn, ordinal), limit + 1, run_id)
+    with closing(copied), closing(db.execute(SQL[name], where)) as rows:
+        messages = chain(copied, (_message(db, key.tenant, row) for row in rows))
         page, more = take_page(messages, limit=limit, max_bytes=max_bytes, size=message_size)
     return messages_page(page, more=more)
 

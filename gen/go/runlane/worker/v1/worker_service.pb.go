@@ -1291,7 +1291,10 @@ func (*WorkRequest_Begun) Descriptor() ([]byte, []int) {
 type WorkRequest_Ask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 16 questions, each with another key.
-	Questions     []*Question `protobuf:"bytes,1,rep,name=questions,proto3" json:"questions,omitempty"`
+	Questions []*Question `protobuf:"bytes,1,rep,name=questions,proto3" json:"questions,omitempty"`
+	// What the agent needs to continue the same attempt, whose output then stays; only for processes
+	// of the server itself (`--agent-processes`). Empty: it starts again, as a further attempt.
+	Checkpoint    string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1331,6 +1334,13 @@ func (x *WorkRequest_Ask) GetQuestions() []*Question {
 		return x.Questions
 	}
 	return nil
+}
+
+func (x *WorkRequest_Ask) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
 }
 
 // Asks for the result of a step.
@@ -1405,7 +1415,14 @@ type WorkResponse_Turn struct {
 	// The span of this attempt (W3C Trace Context); empty if the run is in no trace.
 	Traceparent string `protobuf:"bytes,11,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// How many events may be on their way without an acknowledgement.
-	Window        int32 `protobuf:"varint,12,opt,name=window,proto3" json:"window,omitempty"`
+	Window int32 `protobuf:"varint,12,opt,name=window,proto3" json:"window,omitempty"`
+	// What the session is a fork of; unset if it is none, or began without a turn. A worker with a
+	// memory of its own that does not know the session yet can begin from what it knows of the origin.
+	Origin *v1.SessionOrigin `protobuf:"bytes,13,opt,name=origin,proto3" json:"origin,omitempty"`
+	// The checkpoint with which the agent has asked people, all of whom have answered; else empty.
+	Checkpoint string `protobuf:"bytes,14,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The number of the last event that the attempt has stored before its checkpoint.
+	Stored        int64 `protobuf:"varint,15,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1520,6 +1537,27 @@ func (x *WorkResponse_Turn) GetTraceparent() string {
 func (x *WorkResponse_Turn) GetWindow() int32 {
 	if x != nil {
 		return x.Window
+	}
+	return 0
+}
+
+func (x *WorkResponse_Turn) GetOrigin() *v1.SessionOrigin {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+func (x *WorkResponse_Turn) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *WorkResponse_Turn) GetStored() int64 {
+	if x != nil {
+		return x.Stored
 	}
 	return 0
 }
@@ -2037,7 +2075,7 @@ var File_runlane_worker_v1_worker_service_proto protoreflect.FileDescriptor
 
 const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\n" +
-	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xe7\f\n" +
+	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\x87\r\n" +
 	"\vWorkRequest\x12<\n" +
 	"\x05offer\x18\x01 \x01(\v2$.runlane.worker.v1.WorkRequest.OfferH\x00R\x05offer\x129\n" +
 	"\x04emit\x18\x02 \x01(\v2#.runlane.worker.v1.WorkRequest.EmitH\x00R\x04emit\x12?\n" +
@@ -2086,9 +2124,12 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x1a\f\n" +
 	"\n" +
 	"GetHistory\x1a\a\n" +
-	"\x05Begun\x1a@\n" +
+	"\x05Begun\x1a`\n" +
 	"\x03Ask\x129\n" +
-	"\tquestions\x18\x01 \x03(\v2\x1b.runlane.worker.v1.QuestionR\tquestions\x1a\x1c\n" +
+	"\tquestions\x18\x01 \x03(\v2\x1b.runlane.worker.v1.QuestionR\tquestions\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\x1a\x1c\n" +
 	"\bFindStep\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03keyB\t\n" +
 	"\amessageJ\x04\b\n" +
@@ -2113,7 +2154,7 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\bartifact\x18\x05 \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
 	"\x06custom\x18\x06 \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x12/\n" +
 	"\x04step\x18\a \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04stepB\a\n" +
-	"\x05event\"\xda\r\n" +
+	"\x05event\"\xc5\x0e\n" +
 	"\fWorkResponse\x12:\n" +
 	"\x04turn\x18\x01 \x01(\v2$.runlane.worker.v1.WorkResponse.TurnH\x00R\x04turn\x12=\n" +
 	"\x05acked\x18\x02 \x01(\v2%.runlane.worker.v1.WorkResponse.AckedH\x00R\x05acked\x12@\n" +
@@ -2123,7 +2164,7 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\ahistory\x18\x06 \x01(\v2'.runlane.worker.v1.WorkResponse.HistoryH\x00R\ahistory\x12C\n" +
 	"\aanswers\x18\a \x01(\v2'.runlane.worker.v1.WorkResponse.AnswersH\x00R\aanswers\x12@\n" +
 	"\x06parked\x18\b \x01(\v2&.runlane.worker.v1.WorkResponse.ParkedH\x00R\x06parked\x12:\n" +
-	"\x04step\x18\t \x01(\v2$.runlane.worker.v1.WorkResponse.StepH\x00R\x04step\x1a\xeb\x03\n" +
+	"\x04step\x18\t \x01(\v2$.runlane.worker.v1.WorkResponse.StepH\x00R\x04step\x1a\xd6\x04\n" +
 	"\x04Turn\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1d\n" +
 	"\n" +
@@ -2138,7 +2179,12 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\bdeadline\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12 \n" +
 	"\vtraceparent\x18\v \x01(\tR\vtraceparent\x12\x16\n" +
-	"\x06window\x18\f \x01(\x05R\x06window\x1a;\n" +
+	"\x06window\x18\f \x01(\x05R\x06window\x121\n" +
+	"\x06origin\x18\r \x01(\v2\x19.runlane.v1.SessionOriginR\x06origin\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x0e \x01(\tR\n" +
+	"checkpoint\x12\x16\n" +
+	"\x06stored\x18\x0f \x01(\x03R\x06stored\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a5\n" +
@@ -2224,8 +2270,9 @@ var file_runlane_worker_v1_worker_service_proto_goTypes = []any{
 	(v1.FinishReason)(0),              // 34: runlane.v1.FinishReason
 	(*v1.Attachment)(nil),             // 35: runlane.v1.Attachment
 	(*timestamppb.Timestamp)(nil),     // 36: google.protobuf.Timestamp
-	(*v1.Message)(nil),                // 37: runlane.v1.Message
-	(*v1.InputAnswer)(nil),            // 38: runlane.v1.InputAnswer
+	(*v1.SessionOrigin)(nil),          // 37: runlane.v1.SessionOrigin
+	(*v1.Message)(nil),                // 38: runlane.v1.Message
+	(*v1.InputAnswer)(nil),            // 39: runlane.v1.InputAnswer
 }
 var file_runlane_worker_v1_worker_service_proto_depIdxs = []int32{
 	4,  // 0: runlane.worker.v1.WorkRequest.offer:type_name -> runlane.worker.v1.WorkRequest.Offer
@@ -2262,18 +2309,19 @@ var file_runlane_worker_v1_worker_service_proto_depIdxs = []int32{
 	35, // 31: runlane.worker.v1.WorkResponse.Turn.attachments:type_name -> runlane.v1.Attachment
 	26, // 32: runlane.worker.v1.WorkResponse.Turn.metadata:type_name -> runlane.worker.v1.WorkResponse.Turn.MetadataEntry
 	36, // 33: runlane.worker.v1.WorkResponse.Turn.deadline:type_name -> google.protobuf.Timestamp
-	18, // 34: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
-	35, // 35: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
-	37, // 36: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
-	23, // 37: runlane.worker.v1.WorkResponse.Answers.answers:type_name -> runlane.worker.v1.WorkResponse.Answer
-	38, // 38: runlane.worker.v1.WorkResponse.Answer.answer:type_name -> runlane.v1.InputAnswer
-	0,  // 39: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
-	3,  // 40: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
-	40, // [40:41] is the sub-list for method output_type
-	39, // [39:40] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	37, // 34: runlane.worker.v1.WorkResponse.Turn.origin:type_name -> runlane.v1.SessionOrigin
+	18, // 35: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
+	35, // 36: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
+	38, // 37: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
+	23, // 38: runlane.worker.v1.WorkResponse.Answers.answers:type_name -> runlane.worker.v1.WorkResponse.Answer
+	39, // 39: runlane.worker.v1.WorkResponse.Answer.answer:type_name -> runlane.v1.InputAnswer
+	0,  // 40: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
+	3,  // 41: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
+	41, // [41:42] is the sub-list for method output_type
+	40, // [40:41] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_runlane_worker_v1_worker_service_proto_init() }
