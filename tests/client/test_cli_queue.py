@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from client.test_cli import finish, run, start
 from runlane.v1 import run_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import session_service_pb2 as sessions_pb
-from support.peer import HANG, Peer, Refuse
+from support.command import finish, start
+from support.peer import HANG, Peer, Refuse, run
 
 Streamed = sessions_pb.SubscribeSessionResponse
 
