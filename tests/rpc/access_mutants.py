@@ -395,8 +395,8 @@ REMOVED = (
         "UpdateRun ignores the tenant",
         RunService,
         "UpdateRun",
-        "update(tenant(),",
-        'update("acme",',
+        "tenant(), request.run_id, patch",
+        '"acme", request.run_id, patch',
         "strangers",
     ),
     Removed(
@@ -440,6 +440,7 @@ REMOVED = (
         "same_names",
     ),
     of_agents(RunService, "RunAccepted"),
+    of_agents(RunService, "UpdateRun"),
     of_agents(SessionService, "CreateSession"),
     of_agents(SessionService, "UpdateSession"),
     of_agents(SessionService, "ForkSession"),

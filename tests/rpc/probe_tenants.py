@@ -165,6 +165,7 @@ async def agents(folder: Path) -> None:
         assert (await world.ask(create, other, world.shown("run"))).code is StatusCode.OK
         wanted: tuple[tuple[str, Any], ...] = (
             (RUNS + "RunAccepted", runs_pb.RunAcceptedRequest(session_id="s-theirs", prompt="[]")),
+            (RUNS + "UpdateRun", request(RUNS + "UpdateRun")),
             (
                 SESSIONS + "CreateSession",
                 sessions_pb.CreateSessionRequest(session_id="mine", agent="default"),

@@ -143,6 +143,7 @@ class Coordinator:
             self._lanes,
             store,
             limits=lambda: self.limits,
+            agents=lambda: self._agents.names,
             admission=self._admission,
             stored=self.stored,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from runlane_server.access.admission import Admission
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import (
     AlreadyStarted,
     CorruptRecord,
@@ -40,19 +41,29 @@ class Updates:
         store: Store,
         *,
         limits: Callable[[], Limits],
+        agents: Callable[[], AgentNames],
         admission: Admission,
         stored: StoredBytes,
     ) -> None:
         self._lanes = lanes
         self._store = store
         self._limits = limits
+        self._agents = agents
         self._admission = admission
         self._stored = stored
 
-    async def update(self, tenant: str, run_id: str, patch: RunPatch) -> Run:
+    async def update(
+        self,
+        tenant: str,
+        run_id: str,
+        patch: RunPatch,
+        *,
+        allowed_agents: frozenset[str] | None = None,
+    ) -> Run:
         """Edits and moves a waiting run; returns it once that is durable.
 
-        A repeated patch returns the run and changes nothing, also when the run has started. Raises
+        A repeated patch returns the run and changes nothing, also when the run has started.
+        `allowed_agents` are those that the caller may use; None: all. Raises PermissionDenied,
         RunMissing, RunNotFound, AlreadyStarted, EditConflict, AnchorNotWaiting, InvalidArgument,
         EmptyPrompt, PromptTooLarge and QuotaExceeded.
         """
@@ -62,6 +73,10 @@ class Updates:
             raise error
         key = RunKey(tenant, run_id)
         run = await self._get(key)
+        if allowed_agents is not None:
+            # A caller that may not use the agent may not change what it is asked to do.
+            names = self._agents()
+            names.limited_to(allowed_agents).choose(names.full_name(run.agent))
         refusal = self._admission.edit_refusal(tenant, grows=patch.has_content)
         if refusal is not None and not _is_repeated(run, patch):
             raise refusal

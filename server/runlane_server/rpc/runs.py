@@ -88,7 +88,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         """Edits or moves a waiting run (R46, R47)."""
         bind_contextvars(run_id=request.run_id)
         patch = updates.update_run(request)
-        run = await self._coordinator.updates.update(tenant(), request.run_id, patch)
+        run = await self._coordinator.updates.update(
+            tenant(), request.run_id, patch, allowed_agents=CALLER.get().agents
+        )
         bind_contextvars(session_id=run.session_id)
         return pb.UpdateRunResponse(run=convert.run(run))
 
