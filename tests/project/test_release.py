@@ -23,8 +23,12 @@ NAMES = (
 )
 CHANGELOG = "# Changelog\n\n## Unreleased\n\n### Added\n\n- A lane.\n"
 MANIFESTS = (
-    *("gen/ts/package.json", "gen/rust/Cargo.toml", "gen/java/pom.xml"),
-    "examples/java-worker/pom.xml",
+    *(
+        "gen/ts/package.json",
+        "gen/rust/Cargo.toml",
+        "gen/java/pom.xml",
+        "examples/java-worker/pom.xml",
+    ),
     *("deploy/helm/Chart.yaml", "deploy/compose.yaml", "deploy/kubernetes/kustomization.yaml"),
     "docs/deploy.md",
 )
