@@ -148,8 +148,8 @@ sim: $(READY) ## Simulate SEEDS worlds from START on: cancels, crashes, stale la
 crash: $(READY) ## Kill a server under load, ROUNDS times; SEED repeats a failing round
 	cd tests && ../$(BIN)/python -m proofs.crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
 
-nodes: $(READY) ## Kill, stop and cut off three nodes over PostgreSQL for MINUTES; SEED and FIRST repeat a round
-	cd tests && ../$(BIN)/python -m proofs.crash.nodes_run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST) --rounds 1)
+nodes: $(READY) ## Kill, stop and cut off three nodes over PostgreSQL, and WORKERS (3), for MINUTES; SEED and FIRST repeat a round
+	cd tests && ../$(BIN)/python -m proofs.crash.nodes_run --minutes $(or $(MINUTES),2) --workers $(or $(WORKERS),3) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST) --rounds 1)
 
 soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the server grows
 	cd tests && ../$(BIN)/python -m proofs.crash.soak

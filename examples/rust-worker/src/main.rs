@@ -439,7 +439,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let bearer = bearer(&server)?;
     let channel = Endpoint::from_shared(format!("http://{server}"))?
         .connect_timeout(Duration::from_secs(5))
-        .http2_keep_alive_interval(Duration::from_secs(20))
+        .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         .connect_lazy();
     let client = WorkerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);

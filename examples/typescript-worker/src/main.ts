@@ -298,7 +298,7 @@ if (process.env['RUNLANE_TOKEN'] && !LOOPBACK.test(server)) {
 }
 const client = new WorkerServiceClient(server, credentials.createInsecure(), {
   'grpc.max_receive_message_length': MAX_MESSAGE,
-  'grpc.keepalive_time_ms': 20_000,
+  'grpc.keepalive_time_ms': 10_000,
   'grpc.keepalive_timeout_ms': 5_000,
   // By default, grpc waits up to two minutes between attempts to connect: longer than the worker lease.
   'grpc.initial_reconnect_backoff_ms': 100,

@@ -57,7 +57,7 @@ public final class Worker {
     ManagedChannel channel =
         Grpc.newChannelBuilder(server, InsecureChannelCredentials.create())
             .maxInboundMessageSize(MAX_MESSAGE)
-            .keepAliveTime(20, SECONDS)
+            .keepAliveTime(10, SECONDS)
             .keepAliveTimeout(5, SECONDS)
             .build();
     var stub =
