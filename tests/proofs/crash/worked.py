@@ -74,10 +74,15 @@ def _record(turn: Turn, what: str) -> None:
 
 def main(targets: Sequence[str]) -> None:
     """Executes runs of the nodes until SIGTERM."""
-    worker = Worker(targets, {WORKED: say}, slots=SLOTS, drain_timeout=DRAIN)
+    asyncio.run(_serve(Worker(targets, {WORKED: say}, slots=SLOTS, drain_timeout=DRAIN)))
+
+
+async def _serve(worker: Worker) -> None:
+    serving = asyncio.create_task(worker.serve())
+    await asyncio.sleep(0)  # it handles SIGTERM from its first step on
     # What `ListeningProcess` waits for; a worker has no address.
     print("worker listening on -", flush=True)
-    worker.run()
+    await serving
 
 
 # --- The check -----------------------------------------------------------------------------------
