@@ -73,7 +73,8 @@ def _at_once(history: History) -> Iterator[str]:
                 lost = _stood_still(earlier, later.begun, history)
                 if lost or _stood_still(later, later.begun, history, NOTICE):
                     continue
-                if _is_of_worker(earlier) and _did_not_know(earlier, later.begun, history):
+                workers = filter(_is_of_worker, (earlier, later))
+                if any(_did_not_know(work, later.begun, history) for work in workers):
                     continue
                 yield (
                     f"in {session_id} attempt {later.attempt} of {later.run_id} was begun on node "
@@ -87,8 +88,8 @@ def _is_of_worker(work: AttemptRecord) -> bool:
 
 
 def _did_not_know(work: AttemptRecord, until: datetime, history: History) -> bool:
-    """Whether a worker may not have known yet that its attempt was over, because a fault of its own
-    or of a node had broken its connection."""
+    """Whether a worker may not have known yet that its attempt was over, or got its turn late,
+    because a fault of its own or of a node had broken its connection."""
     effects = timedelta(seconds=2 * history.lease + AFTER)
     broken = [
         fault
@@ -99,8 +100,13 @@ def _did_not_know(work: AttemptRecord, until: datetime, history: History) -> boo
     ]
     if not broken or work.ended is None:
         return bool(broken)
-    since = max([until, *(fault.ended for fault in broken if fault.node == work.node)])
-    return work.ended - since <= timedelta(seconds=UNAWARE)
+    aware, since = timedelta(0), until
+    for fault in sorted(history.faults, key=lambda fault: fault.begun):
+        if fault.node == work.node and fault.ended > since:
+            aware += max(min(fault.begun, work.ended) - since, timedelta(0))
+            since = fault.ended
+    aware += max(work.ended - since, timedelta(0))
+    return aware <= timedelta(seconds=UNAWARE)
 
 
 def _until_end(work: AttemptRecord, history: History) -> AttemptRecord:
