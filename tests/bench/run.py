@@ -25,6 +25,7 @@ import structlog
 
 from bench import (
     agent_processes,
+    asking,
     curves,
     gateway,
     memory,
@@ -65,6 +66,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "agent-processes": agent_processes.agent_processes,
     "messages": waits.messages,
     "runs": memory.runs,
+    "asking": asking.asking,
     "processes": nodes.processes,
     "nodes-cancel": nodes.cancel,
     "nodes-failover": nodes.failover,
