@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_READY := $(VENV)/.run-ready
 # All but the extra `chat`, which is as large as the others together.
-RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop,web
+RUN_EXTRAS := cli,server,postgres,metrics,traces,jwt,uvloop,web,a2a
 EXTRAS := $(RUN_EXTRAS),chat,acp,pytest
 LISTEN ?= 127.0.0.1:50051
 # A free port, so that the console is in nobody's way; HTTP=8080 fixes it.
@@ -20,6 +20,8 @@ PROTO_VENV := .cache/proto-venv
 PROTO_READY := $(PROTO_VENV)/.ready
 BUILD_VENV := .cache/build-venv
 BUILD_READY := $(BUILD_VENV)/.ready
+SITE_VENV := .cache/site-venv
+SITE_READY := $(SITE_VENV)/.ready
 PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/worker/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/worker/v1 client/runlane/harness/v1
 # The oldest plugins whose code the Go module supports; they set the lower bounds in gen/go/go.mod.
@@ -90,7 +92,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints clean
+.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -106,9 +108,8 @@ test: $(READY) ## Run the standard tests; those below take longer or need more
 test-fast: $(READY) ## Run the tests that need no server process, in less than a minute
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(FAST))
 
-test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing, attacks
+test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(filter-out %/attack,$(PROOFS)))
-	$(if $(TESTS),,$(MAKE) attack)
 
 test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
@@ -214,7 +215,7 @@ bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	cd tests && $(abspath $(BIN))/python -m bench.run $(BENCH)
 
-check: lint types check-proto check-docs ## Run the linters, the type checkers and the freshness checks
+check: lint types check-proto check-docs site ## Run the linters, the type checkers and the freshness checks, and build the site
 
 lint: $(READY) ## Lint code and proto
 	$(BIN)/ruff check .
@@ -261,6 +262,11 @@ docs: $(READY) ## Write the generated parts of the docs, and the synchronous cli
 	$(BIN)/python client/make_sync.py
 	$(BIN)/python gen/versions.py
 
+site: $(SITE_READY) ## Build the site of docs/ into dist/site: with search and the Python API, without remote fonts or scripts
+	$(SITE_VENV)/bin/python docs/site.py .cache/site/pages
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict --config-file docs/mkdocs.yml
+	$(SITE_VENV)/bin/python tests/deploy/site.py dist/site
+
 audit: ## Check every version in constraints.txt for known vulnerabilities
 	$(PYTHON) -m venv .cache/audit-venv
 	.cache/audit-venv/bin/pip install --quiet --disable-pip-version-check pip-audit
@@ -285,7 +291,7 @@ constraints: ## Write constraints.txt again, with the latest versions
 image-requirements: ## Write the hashes of what the image installs, at the versions of constraints.txt
 	rm -rf .cache/hash-venv && $(PYTHON) -m venv .cache/hash-venv
 	.cache/hash-venv/bin/pip install --quiet --disable-pip-version-check pip-tools
-	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web chat acp) pyproject.toml
+	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web a2a chat acp) pyproject.toml
 	echo 'hatchling>=1.27' > .cache/build.in
 	$(hashes) --output-file deploy/build-requirements.txt .cache/build.in
 
@@ -318,6 +324,11 @@ $(GO_READY):
 	rm -rf $(GO_PLUGINS) && mkdir -p $(GO_PLUGINS)
 	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
 	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
+	touch $@
+
+$(SITE_READY): docs/site-requirements.txt
+	$(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 $(BUILD_READY):

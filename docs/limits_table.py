@@ -31,7 +31,7 @@ from runlane_server.store import batching
 from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.sqlite import writer as sqlite_writer
 from runlane_server.telemetry import metrics_server
-from runlane_server.webhooks import attempts, delivery, registry, sender
+from runlane_server.webhooks import attempts, delivery, names, registry, sender
 
 PAGE = Path(__file__).with_name("limits.md")
 
@@ -107,7 +107,7 @@ CALLS = (
     ),
     (
         "webhooks of a tenant",
-        f"{registry.MAX_OF_TENANT}; concurrent calls to N nodes may create up to N - 1 more",
+        f"{registry.MAX_OF_TENANT}",
         "CreateWebhook is refused: QUOTA_EXCEEDED",
     ),
     (
@@ -117,8 +117,14 @@ CALLS = (
     ),
     (
         "deliveries of a webhook, of a tenant, of a node at a time",
-        f"{attempts.CONCURRENCY}, {attempts.OF_TENANT}, {attempts.OF_ALL:,}",
+        f"{attempts.CONCURRENCY}; {attempts.OF_TENANT}, fewer while many tenants deliver; "
+        f"{attempts.OF_ALL:,}",
         "further ones wait",
+    ),
+    (
+        "names of endpoints that are resolved at a time, of a tenant and of a node",
+        f"{names.LOOKUPS_OF_TENANT}; {names.RESOLVERS}",
+        f"further ones wait {names.WAIT_SECONDS:g} s, and again after {attempts.BUSY_SECONDS:g} s",
     ),
     (
         "time of a delivery; head and body of an answer",

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 
-from runlane import convert, inputs, listing, webhooks
+from runlane import convert, inputs, listing, updates, webhooks
 from runlane.arguments import build
 from runlane.convert import Seconds, seconds
 from runlane.errors import (
@@ -217,6 +217,56 @@ class Client:
     async def attach(self, run_id: str) -> RunHandle:
         """Returns a handle of an existing run. Raises RunNotFound."""
         return RunHandle(await self.get_run(run_id), None, self)
+
+    async def update_run(
+        self,
+        run_id: str,
+        *,
+        prompt: str | None = None,
+        attachments: Iterable[Attachment] | None = None,
+        when_busy: WhenBusy | None = None,
+        metadata: Mapping[str, str] | None = None,
+        first: bool = False,
+        last: bool = False,
+        before: str = "",
+        after: str = "",
+        revision: int | None = None,
+    ) -> Run:
+        """Edits or moves a waiting run; returns when the change is durable.
+
+        Args:
+            run_id: The run.
+            prompt: The new prompt; None leaves it, like the other values.
+            attachments: The new attachments, instead of all earlier ones.
+            when_busy: INTERRUPT cancels the active run and moves this one to the head; FOLD joins
+                the active turn at its next step; QUEUE waits.
+            metadata: The new labels, instead of all earlier ones.
+            first: Move the run to the head of the queue.
+            last: Move the run to the end of the queue.
+            before: Move the run directly before this one.
+            after: Move the run directly after this one.
+            revision: `Run.revision` as it was read; if the run was changed since, the call raises
+                EditConflict.
+
+        Raises:
+            AlreadyStarted: The run has left the queue.
+            EditConflict: The run is not at this revision.
+            AnchorNotWaiting: `before` or `after` names no run that waits in the same queue.
+            RunNotFound, EmptyPrompt, PromptTooLarge, InvalidArgument, QuotaExceeded: As in
+                `run_accepted`.
+            ValueError: There is no change, or more than one place.
+        """
+        request = updates.update_run_request(
+            run_id,
+            prompt=prompt,
+            attachments=attachments,
+            when_busy=when_busy,
+            metadata=None if metadata is None else dict(metadata),
+            position=updates.queue_position(first=first, last=last, before=before, after=after),
+            revision=revision,
+        )
+        response = await self._wire.call(self._wire.runs.UpdateRun, request)
+        return convert.run(response.run)
 
     async def cancel(
         self,
@@ -581,6 +631,29 @@ class Client:
 
         return Pager(fetch)
 
+    async def fork_session(
+        self, session_id: str, new_session_id: str | None = None, *, at_turn: int = 0
+    ) -> Session:
+        """Creates a session that begins with a copy of the transcript of another one.
+
+        Args:
+            session_id: The session to copy, which stays as it is.
+            new_session_id: The id of the new session; None: a new UUIDv7. With the same id, a
+                repeated call returns the session that the first one created.
+            at_turn: The last turn to copy; 0: the last one that has finished.
+
+        Raises SessionNotFound, SessionExists, TurnNotFound, TurnNotFinished, QuotaExceeded.
+        """
+        request = build(
+            sessions_pb.ForkSessionRequest,
+            session_id=session_id,
+            # Chosen here, so that a retry of the call makes no second session.
+            new_session_id=new_session_id or new_id(),
+            at_turn=at_turn,
+        )
+        response = await self._wire.call(self._wire.sessions.ForkSession, request)
+        return convert.session(response.session)
+
     async def update_session(
         self,
         session_id: str,
@@ -774,6 +847,13 @@ class Client:
             wire.webhooks.RotateWebhookSecret, request, wire.timeout, wire.metadata
         )
         return WebhookSecret(webhooks.webhook(response.webhook), response.secret)
+
+
+def over(wire: Wire) -> Client:
+    """Returns a client over a wire; closing one closes both."""
+    client = Client.__new__(Client)
+    client._wire = wire  # noqa: SLF001 - made here
+    return client
 
 
 async def _wait_run(wire: Wire, run_id: str, timeout: Seconds | None) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -37,6 +38,7 @@ _RUN_STATES = _numbers(run_pb2.RunState, "RUN_STATE_", t.RunState)
 _WHEN_BUSY = _numbers(run_pb2.WhenBusy, "WHEN_BUSY_", t.WhenBusy)
 _FINISH_REASONS = _numbers(run_pb2.FinishReason, "FINISH_REASON_", t.FinishReason)
 _ROLES = _numbers(session_pb2.Role, "ROLE_", t.Role)
+_ABILITIES = _numbers(agent_service_pb2.AgentAbility, "AGENT_ABILITY_", t.AgentAbility)
 
 
 # --- To the wire ---------------------------------------------------------------------------------
@@ -75,7 +77,9 @@ def to_member(name: str, enum: type[EnumT], value: str) -> EnumT:
     """Returns an argument as a member of an enum; accepts its text. Raises ValueError."""
     choices = {each.value: each for each in enum if each.name != "UNKNOWN"}
     if value not in choices:
-        raise ValueError(f"{name}: {str(value)!r} is not one of {', '.join(choices)}")
+        meant = get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {meant[0]!r}?" if meant else ""
+        raise ValueError(f"{name}: {str(value)!r} is not one of {', '.join(choices)}{hint}")
     return choices[value]
 
 
@@ -220,6 +224,7 @@ def run(message: run_pb2.Run) -> t.Run:
         ),
         agent=message.agent,
         last_event_index=message.last_event_index,
+        revision=message.revision,
     )
 
 
@@ -260,7 +265,13 @@ def session(message: session_pb2.Session) -> t.Session:
         updated_at=_time(message.updated_at),
         agent=message.agent,
         etag=message.etag,
+        origin=origin(message.origin) if message.HasField("origin") else None,
     )
+
+
+def origin(message: session_pb2.SessionOrigin) -> t.SessionOrigin:
+    """Converts the origin of a fork."""
+    return t.SessionOrigin(message.session_id, message.turn)
 
 
 def agent(message: agent_service_pb2.Agent) -> t.AgentInfo:
@@ -272,6 +283,7 @@ def agent(message: agent_service_pb2.Agent) -> t.AgentInfo:
         is_default=message.is_default,
         slots_in_use=message.slots_in_use,
         slots_limit=message.slots_limit if message.HasField("slots_limit") else None,
+        can=tuple(_ABILITIES.get(ability, t.AgentAbility.UNKNOWN) for ability in message.can),
     )
 
 
@@ -342,7 +354,7 @@ def message(message: session_pb2.Message) -> t.Message:
     )
 
 
-def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911 - one per kind
+def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901, PLR0911, PLR0912 - one per kind
     match message.WhichOneof("event"):
         case "accepted":
             return t.Accepted(message.accepted.accept_seq)
@@ -362,6 +374,10 @@ def _event_body(message: run_pb2.RunEvent) -> t.EventBody | None:  # noqa: C901,
             return t.Custom(message.custom.type, message.custom.json)
         case "step":
             return t.Step(message.step.key, message.step.result)
+        case "updated":
+            updated = message.updated
+            when_busy = _WHEN_BUSY.get(updated.when_busy, t.WhenBusy.QUEUE)
+            return t.Updated(updated.revision, updated.prompt_excerpt, when_busy)
         case "folded":
             return t.Folded(message.folded.run_id, message.folded.into_run_id)
         case "run_complete":

@@ -12,9 +12,13 @@
     ├── SessionNotFound
     ├── SessionExists
     ├── EditConflict             the record was changed since it was read
+    ├── TurnNotFound             the session has no such turn; `last_turn` is its last one
+    ├── TurnNotFinished          the turn has not finished; `finished_turn` is the last that has
     ├── SessionBusy
     ├── RunNotFound
     ├── RunIdConflict
+    ├── AlreadyStarted           the run has left the queue; `state` and `active_run_id` say more
+    ├── AnchorNotWaiting         the run to move to does not wait in the same queue
     ├── RunDeleted               the run was executed before, and its session was deleted since
     ├── AgentNotFound
     ├── InputNotFound
@@ -246,6 +250,59 @@ class ActiveRunChanged(RunlaneError):
         return self.metadata.get("active_run_id", "")
 
 
+class TurnNotFound(RunlaneError):
+    """The session has no turn of this number."""
+
+    reason = "TURN_NOT_FOUND"
+    default_status = StatusCode.NOT_FOUND
+
+    @property
+    def last_turn(self) -> int:
+        """The last turn of the session; 0 without any."""
+        return int(self.metadata.get("last_turn", "0"))
+
+
+class TurnNotFinished(RunlaneError):
+    """The turn, or one before it, belongs to a run that has not ended."""
+
+    reason = "TURN_NOT_FINISHED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+    @property
+    def finished_turn(self) -> int:
+        """The last turn that a fork can have now; 0 for none."""
+        return int(self.metadata.get("finished_turn", "0"))
+
+
+class AlreadyStarted(RunlaneError):
+    """The run has left the queue, so it can be neither edited nor moved."""
+
+    reason = "ALREADY_STARTED"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+    @property
+    def state(self) -> str:
+        """The state of the run, such as "active"."""
+        return self.metadata.get("state", "")
+
+    @property
+    def folded_into(self) -> str:
+        """The run whose turn it joined; empty for none."""
+        return self.metadata.get("folded_into", "")
+
+    @property
+    def active_run_id(self) -> str:
+        """The active run of the session; empty for none."""
+        return self.metadata.get("active_run_id", "")
+
+
+class AnchorNotWaiting(RunlaneError):
+    """The run that a move refers to does not wait in the queue of the run to move."""
+
+    reason = "ANCHOR_NOT_WAITING"
+    default_status = StatusCode.FAILED_PRECONDITION
+
+
 class WebhookNotFound(RunlaneError):
     """No webhook has this id."""
 
@@ -415,11 +472,15 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             RunNotFound,
             RunIdConflict,
             RunDeleted,
+            AlreadyStarted,
+            AnchorNotWaiting,
             AgentNotFound,
             InputNotFound,
             InputClosed,
             AnswerInvalid,
             ActiveRunChanged,
+            TurnNotFound,
+            TurnNotFinished,
             WebhookNotFound,
             WebhookChanged,
             QueueFull,

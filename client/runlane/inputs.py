@@ -16,7 +16,7 @@ from runlane.v1 import run_service_pb2 as pb
 
 
 class InputKind(StrEnum):
-    """What an input request asks for."""
+    """The question of an input request."""
 
     APPROVAL = "approval"
     """The approval of a tool call: answer with an `Approval` or a bool."""

@@ -215,6 +215,58 @@ class Client:
         """Returns a handle of an existing run. Raises RunNotFound."""
         return RunHandle(self._portal, self._portal.call(self._inner.attach, run_id))
 
+    def update_run(
+        self,
+        run_id: str,
+        *,
+        prompt: str | None = None,
+        attachments: Iterable[Attachment] | None = None,
+        when_busy: WhenBusy | None = None,
+        metadata: Mapping[str, str] | None = None,
+        first: bool = False,
+        last: bool = False,
+        before: str = "",
+        after: str = "",
+        revision: int | None = None,
+    ) -> Run:
+        """Edits or moves a waiting run; returns when the change is durable.
+
+        Args:
+            run_id: The run.
+            prompt: The new prompt; None leaves it, like the other values.
+            attachments: The new attachments, instead of all earlier ones.
+            when_busy: INTERRUPT cancels the active run and moves this one to the head; FOLD joins
+                the active turn at its next step; QUEUE waits.
+            metadata: The new labels, instead of all earlier ones.
+            first: Move the run to the head of the queue.
+            last: Move the run to the end of the queue.
+            before: Move the run directly before this one.
+            after: Move the run directly after this one.
+            revision: `Run.revision` as it was read; if the run was changed since, the call raises
+                EditConflict.
+
+        Raises:
+            AlreadyStarted: The run has left the queue.
+            EditConflict: The run is not at this revision.
+            AnchorNotWaiting: `before` or `after` names no run that waits in the same queue.
+            RunNotFound, EmptyPrompt, PromptTooLarge, InvalidArgument, QuotaExceeded: As in
+                `run_accepted`.
+            ValueError: There is no change, or more than one place.
+        """
+        return self._portal.call(
+            self._inner.update_run,
+            run_id,
+            prompt=prompt,
+            attachments=attachments,
+            when_busy=when_busy,
+            metadata=metadata,
+            first=first,
+            last=last,
+            before=before,
+            after=after,
+            revision=revision,
+        )
+
     def cancel(
         self,
         session_id: str = "",
@@ -520,6 +572,23 @@ class Client:
                 with_total_size=with_total_size,
                 page_size=page_size,
             ),
+        )
+
+    def fork_session(
+        self, session_id: str, new_session_id: str | None = None, *, at_turn: int = 0
+    ) -> Session:
+        """Creates a session that begins with a copy of the transcript of another one.
+
+        Args:
+            session_id: The session to copy, which stays as it is.
+            new_session_id: The id of the new session; None: a new UUIDv7. With the same id, a
+                repeated call returns the session that the first one created.
+            at_turn: The last turn to copy; 0: the last one that has finished.
+
+        Raises SessionNotFound, SessionExists, TurnNotFound, TurnNotFinished, QuotaExceeded.
+        """
+        return self._portal.call(
+            self._inner.fork_session, session_id, new_session_id, at_turn=at_turn
         )
 
     def update_session(

@@ -210,7 +210,8 @@ class Run:
     """An accepted prompt. `run_complete` is set in a terminal state; ListRuns omits its text.
 
     `agent` executes the run. It is empty for a run from before agents had names, and from servers
-    of that time. `last_event_index` is that of its last event when it was read.
+    of that time. `last_event_index` is that of its last event when it was read. `revision` counts
+    its updates while it waited.
     """
 
     session_id: str
@@ -231,6 +232,7 @@ class Run:
     retry_policy: RunRetryPolicy | None = None
     agent: str = ""
     last_event_index: int = 0
+    revision: int = 0
 
 
 class RunOrder(StrEnum):
@@ -279,11 +281,19 @@ class CancelReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionOrigin:
+    """The session that a fork began as a copy of, up to and with a turn."""
+
+    session_id: str
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A conversation: an ordered transcript and one lane of runs.
 
     `agent` is the agent of its runs that name none; empty: the server's default. `etag` is for
-    `Client.update_session`.
+    `Client.update_session`. `origin` is None unless the session is a fork.
     """
 
     session_id: str
@@ -297,6 +307,26 @@ class Session:
     updated_at: datetime
     agent: str = ""
     etag: str = ""
+    origin: SessionOrigin | None = None
+
+
+class AgentAbility(StrEnum):
+    """Something that the runs of an agent can do."""
+
+    FOLD = "fold"
+    """Prompts accepted with FOLD may join a turn."""
+    ASK = "ask"
+    """It may ask people."""
+    STEPS = "steps"
+    """It may store results of steps, which later attempts do not repeat."""
+    ATTACHMENTS = "attachments"
+    """It gets attachments that are not text, such as images."""
+    RESUME = "resume"
+    """A run that waits for people survives the loss of its node without consuming an attempt."""
+    OUTLIVE = "outlive"
+    """An active run continues while its node restarts."""
+    UNKNOWN = "unknown"
+    """An ability of a newer server, unknown to this client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +340,7 @@ class AgentInfo:
         is_default: Whether it executes runs that name no agent.
         slots_in_use: Sessions with an active run of this agent.
         slots_limit: Maximum of `slots_in_use`; None: no limit of its own.
+        can: What its runs can do; what is not listed they never do.
     """
 
     name: str
@@ -318,6 +349,7 @@ class AgentInfo:
     is_default: bool
     slots_in_use: int
     slots_limit: int | None
+    can: tuple[AgentAbility, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,6 +493,18 @@ class Custom:
 
 
 @dataclass(frozen=True, slots=True)
+class Updated:
+    """The waiting run was edited. A move alone is no event.
+
+    `prompt_excerpt` has the first 256 characters of its prompt.
+    """
+
+    revision: int
+    prompt_excerpt: str
+    when_busy: WhenBusy
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The agent finished a step with this result (JSON); later attempts do not repeat it."""
 
@@ -492,6 +536,7 @@ EventBody: TypeAlias = (
     | InputWithdrawn
     | InputExpired
     | Resumed
+    | Updated
     | RunComplete
 )
 """The kinds of events of a run."""

@@ -9,17 +9,40 @@ import sys
 from collections.abc import AsyncIterator
 
 from runlane import RunlaneError
-from runlane.worker import Turn, Worker
+from runlane.worker import Artifact, Custom, Result, Turn, Worker
 
 
-async def answer(turn: Turn) -> AsyncIterator[str]:
+async def answer(turn: Turn) -> AsyncIterator[object]:
     """Says the prompt in capitals, a word at a time, then the prompts that joined the turn."""
+    if turn.prompt.text.startswith("release "):
+        async for event in release(turn, turn.prompt.text.removeprefix("release ")):
+            yield event
+        return
     prompts = [turn.prompt.text]
     while prompts:
         for word in " ".join(prompts).split():
             yield f"{word.upper()} "
             await asyncio.sleep(0.02)
         prompts = [folded.prompt.text for folded in await turn.take_folded()]
+
+
+async def release(turn: Turn, version: str) -> AsyncIterator[object]:
+    """Builds once, also if it is called again, asks people, and deploys."""
+
+    def build() -> str:
+        print("building", version, flush=True)
+        return f"app-{version}"
+
+    built = await turn.step("build", build)
+    if not await turn.ask(f"May I deploy {built}?", tool_name="deploy"):
+        yield "Not deployed."
+        return
+    yield Artifact(
+        artifact_id="notes", name="notes.txt", mime_type="text/plain", text=f"Release {version}"
+    )
+    yield Custom("deployed", {"build": built})
+    yield Result({"build": built})
+    yield f"Deployed {built}."
 
 
 def main() -> int:

@@ -26,11 +26,12 @@ EXTRAS = {
     "prometheus_client": ("prometheus-client", "server,metrics"),
     "opentelemetry": ("opentelemetry-proto", "server,traces"),
     "jwt": ("PyJWT", "server,jwt"),
-    "cryptography": ("cryptography", "server,jwt"),
+    "cryptography": ("cryptography", "server,secrets"),
     "uvloop": ("uvloop", "server,uvloop"),
     "uvicorn": ("uvicorn", "server,web"),
     "starlette": ("starlette", "server,web"),
     "sse_starlette": ("sse-starlette", "server,web"),
+    "a2a": ("a2a-sdk", "server,a2a"),
 }
 """By top-level module: its package, and the extras to install."""
 

@@ -10,6 +10,8 @@
 | `runlane_client` | its client for a test with an event loop: a `runlane.Client` |
 | `runlane_sync_client` | its client for a test without: a `runlane.sync.Client` |
 | `scripted_agent` | runs the scripted agent; a `runlane_server.testing.Gatekeeper` |
+| `runlane_harness` | gates at any point of a run, and the clock: a `runlane.harness.Harness` |
+| `runlane_sync_harness` | the same for a test without an event loop: `runlane.harness.sync` |
 
 `@pytest.mark.runlane(agent=..., store=..., config=..., harness=...)` sets the arguments of
 `RunningServer`. The store `"sqlite"` is a file in the `tmp_path` of the test. If a class or module
@@ -32,10 +34,12 @@ import pytest
 
 if TYPE_CHECKING:
     import runlane
+    import runlane.harness.sync
     import runlane.sync
     from runlane_server.testing.thread import Gatekeeper, RunningServer
 
 MARK = "runlane"
+HARNESSES = ("runlane_harness", "runlane_sync_harness")
 KEYWORDS = ("agent", "store", "config", "harness")
 
 
@@ -88,6 +92,26 @@ def scripted_agent(runlane_server: RunningServer) -> Gatekeeper:
         return runlane_server.gates
 
 
+@pytest.fixture
+def runlane_harness(runlane_server: RunningServer) -> Iterator[runlane.harness.Harness]:
+    """A `runlane.harness.Harness` of the test's server, for the event loop of the test."""
+    from runlane.harness import Harness  # noqa: PLC0415
+
+    harness = Harness(runlane_server.address)
+    yield harness
+    # As for `runlane_client`.
+    runlane_server.run(harness.close)
+
+
+@pytest.fixture
+def runlane_sync_harness(runlane_server: RunningServer) -> Iterator[runlane.harness.sync.Harness]:
+    """A `runlane.harness.sync.Harness` of the test's server, for a test without an event loop."""
+    from runlane.harness.sync import Harness  # noqa: PLC0415
+
+    with Harness(runlane_server.address) as harness:
+        yield harness
+
+
 def _require_server_extra() -> None:
     try:
         import runlane_server.testing.thread  # noqa: F401, PLC0415
@@ -105,6 +129,9 @@ def _settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     scripted = "scripted_agent" in request.fixturenames
     if scripted and settings.setdefault("agent", "scripted") != "scripted":
         raise _failure(f"scripted_agent: @pytest.mark.{MARK} sets another agent")
+    for fixture in HARNESSES:
+        if fixture in request.fixturenames and not settings.setdefault("harness", True):
+            raise _failure(f"{fixture}: @pytest.mark.{MARK} sets harness=False")
     if settings.get("store") == "sqlite":
         settings["store"] = f"sqlite:///{request.getfixturevalue('tmp_path')}/runlane.db"
     return settings

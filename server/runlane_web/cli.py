@@ -10,6 +10,7 @@ import signal
 import stat
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,33 +22,16 @@ from runlane.client import DEFAULT_TARGET
 from runlane.metadata import MetadataSource
 from runlane.targets import is_local
 from runlane.wire import Wire
+from runlane_web.a2a_options import a2a_options, make_a2a_door, take_a2a
+from runlane_web.entry import Door
 from runlane_web.gateway import Gateway, Limits
 from runlane_web.guard import Policy, host_names
+from runlane_web.listen import ListenType, is_loopback
 from runlane_web.serving import Address, new_token, serve
 from runlane_web.upstream import RETRY
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _ORIGIN = re.compile(r"https?://[^/\s?#]+")
-
-
-class ListenType(click.ParamType[tuple[str, int]]):
-    """An address to listen on: HOST:PORT or PORT."""
-
-    name = "address"
-
-    def convert(
-        self,
-        value: str | tuple[str, int],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, int]:
-        """Returns host and port."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(?:\[?(?P<host>[^\s\[\]]*?)\]?:)?(?P<port>\d{1,5})", value)
-        if match is None or int(match["port"]) > 65535:
-            self.fail(f"{value!r} is not HOST:PORT", param, ctx)
-        return match["host"] or "127.0.0.1", int(match["port"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +56,7 @@ class Options:
     token_on_stdin: bool
     listen_fd: tuple[int, ...]
 
-    def gateway(self, token: str) -> Gateway:
+    def gateway(self, token: str, doors: Sequence[Door] = ()) -> Gateway:
         """Makes the gateway. Raises UsageError if options conflict."""
         secure = self.tls or self.tls_ca is not None
         if not secure and not self.plaintext_token and not is_local(self.server):
@@ -94,14 +78,14 @@ class Options:
                     f"--allowed-origin: {origin!r} is not an origin such as https://app.example.com"
                 )
         policy = Policy(self._hosts(), frozenset(self.allowed_origin), token)
-        return Gateway(wire, policy, Limits(streams=self.max_streams))
+        return Gateway(wire, policy, Limits(streams=self.max_streams), doors)
 
     def address(self) -> Address:
         """The address to listen on. Raises UsageError if others could read the tokens."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise click.UsageError("--tls-cert and --tls-key must be used together")
         host, port = self.listen
-        if self.tls_cert is None and not self.plaintext and not _is_loopback(host):
+        if self.tls_cert is None and not self.plaintext and not is_loopback(host):
             raise click.UsageError(
                 f"--listen: tokens would travel unencrypted to {host}; set --tls-cert and "
                 "--tls-key, or --plaintext behind a proxy that ends TLS"
@@ -139,15 +123,6 @@ class Options:
                 "such as runlane.example.com"
             )
         return host_names(host, self.allowed_host)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_wildcard(host: str) -> bool:
@@ -268,12 +243,16 @@ def _end_with_stdin() -> None:
     "--listen-fd", type=int, multiple=True, hidden=True, help="Sockets that listen there."
 )
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin is closed.")
+@a2a_options
 def web(**values: object) -> None:
     """Serves a Runlane server over HTTP: JSON, and server-sent events."""
+    a2a = take_a2a(values)
     options = Options(**values)  # type: ignore[arg-type]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     token, is_shown = options.token()
-    gateway, address = options.gateway(token), options.address()
+    address = options.address()
+    doors = () if a2a is None else (make_a2a_door(a2a, address, plaintext=options.plaintext),)
+    gateway = options.gateway(token, doors)
 
     def ready(bound: Address) -> None:
         click.echo(f"runlane-web listening on {bound.url}")

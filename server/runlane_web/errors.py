@@ -75,7 +75,7 @@ def invalid(field: str, problem: str) -> Refused:
 
 
 def shown(text: str, length: int = 64) -> str:
-    """What the caller sent, safe to be shown."""
+    """The caller's value, safe to be shown."""
     return "".join(char if char.isprintable() else "?" for char in text[:length]) or "(empty)"
 
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,6 +24,7 @@ from runlane.wire import Wire
 from runlane_web import own
 from runlane_web.assets import asset
 from runlane_web.decode import decode, set_run_id
+from runlane_web.entry import Door
 from runlane_web.errors import Refused, from_error, invalid, to_response
 from runlane_web.grants import PREFIX, Grants, expired, other_session
 from runlane_web.guard import MAX_OF_STRANGER, Bodies, Policy, declared_size
@@ -107,10 +108,18 @@ class Gateway:
         wire: The channel to the server, without a token.
         policy: The requests to admit.
         limits: Limits on what is served at a time.
+        doors: Other doors, with paths of their own.
     """
 
-    def __init__(self, wire: Wire, policy: Policy, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        policy: Policy,
+        limits: Limits | None = None,
+        doors: Sequence[Door] = (),
+    ) -> None:
         self._wire = wire
+        self._doors = doors
         self._calls = wire.apart()
         self._policy = policy
         self._bodies = Bodies()
@@ -132,8 +141,12 @@ class Gateway:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                for door in self._doors:
+                    await door.start(self)
                 await send({"type": "lifespan.startup.complete"})
             else:
+                for door in self._doors:
+                    await door.stop()
                 await self._wire.close()
                 await self._calls.close()
                 await send({"type": "lifespan.shutdown.complete"})
@@ -162,6 +175,10 @@ class Gateway:
 
     async def _route(self, request: Request, send: Send) -> None:
         path = raw_path(request)
+        for door in self._doors:
+            if door.serves(path):
+                await door.serve(request, path, send, self)
+                return
         answer = await self._own(request, path)
         if answer is not None:
             await answer(request.scope, request.receive, send)
@@ -251,6 +268,30 @@ class Gateway:
             "SERVER_IS_OPEN",
             "the server has no access control; start runlane-web with --own-token",
         )
+
+    # --- For other doors: see `Entry` ------------------------------------------------------------
+
+    def token(self, authorization: str | None) -> str:
+        """Returns the token of a caller; that of a grant is not enough. Raises Refused."""
+        return self._policy.bearer(authorization, grants=False)
+
+    async def body(self, request: Request, token: str, limit: int) -> bytes:
+        """Reads a body, within limits of size and time. Raises Refused, RunlaneError."""
+        return await self._body(request, token, limit)
+
+    async def wires(self, token: str) -> tuple[Wire, Wire]:
+        """Returns the channels of calls and of streams with the caller's token.
+
+        Raises Refused, RunlaneError.
+        """
+        await self._check_server()
+        if self._policy.token:
+            return self._calls, self._wire
+        return self._calls.with_token(lambda: token), self._wire.with_token(lambda: token)
+
+    def place(self, token: str) -> AbstractAsyncContextManager[None]:
+        """Takes a place for a stream or a waiting call. Raises Refused."""
+        return self._streams.place(token)
 
     async def _ask(self, token: str) -> None:
         """Returns if the server accepts a token. Raises Refused, RunlaneError."""

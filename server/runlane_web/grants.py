@@ -52,7 +52,7 @@ PURPOSES: Mapping[str, frozenset[str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the holder of a token may do.
+    """The rights of the holder of a token.
 
     Attributes:
         authority: The token of the caller that made the grant.

@@ -27,6 +27,9 @@ BODY_TIMEOUT = 30.0
 _DIGITS = 18
 """Maximum number of digits of a declared size."""
 
+_JSON_TYPES = frozenset({"application/json", "application/a2a+json"})
+"""A page needs leave to send either."""
+
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -171,7 +174,7 @@ class Bodies:
 
 def _check_type(content_type: str) -> None:
     """A form of another site can send text, but no JSON, without asking first."""
-    if content_type.partition(";")[0].strip().lower() != "application/json":
+    if content_type.partition(";")[0].strip().lower() not in _JSON_TYPES:
         raise Refused(
             code_pb2.INVALID_ARGUMENT,
             "INVALID_ARGUMENT",

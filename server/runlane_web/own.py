@@ -1,4 +1,4 @@
-"""What the gateway answers by itself: its documents, its health, and tokens for browsers."""
+"""Answers of the gateway itself: its documents, its health, and tokens for browsers."""
 
 from __future__ import annotations
 

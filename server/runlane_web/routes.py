@@ -33,6 +33,7 @@ MAX_BODY = 64 << 10
 _MAX_BODIES: Mapping[str, int] = MappingProxyType(
     {
         "RunAccepted": 4 << 20,
+        "UpdateRun": 4 << 20,
         "SubscribeRunComplete": 512 << 10,
         "AnswerInput": 512 << 10,
         "CreateSession": 512 << 10,
@@ -176,6 +177,7 @@ ROUTES: tuple[Route, ...] = (
         resume="after_index",
     ),
     _run("GET", "/v1/runs/{run_id}", "GetRun"),
+    _run("PATCH", "/v1/runs/{run_id}", "UpdateRun", body=True),
     _run("POST", "/v1/sessions/{session_id}/runs", "RunAccepted", body=True),
     _run("GET", "/v1/sessions/{session_id}/runs", "ListRuns"),
     _run("GET", "/v1/input-requests", "ListInputRequests"),
@@ -192,6 +194,7 @@ ROUTES: tuple[Route, ...] = (
     _session("POST", "/v1/sessions", "CreateSession", body=True),
     _session("GET", "/v1/sessions", "ListSessions"),
     _session("GET", "/v1/sessions/{session_id}", "GetSession"),
+    _session("POST", "/v1/sessions/{session_id}:fork", "ForkSession", body=True),
     _session("PATCH", "/v1/sessions/{session_id}", "UpdateSession", body=True),
     _session("DELETE", "/v1/sessions/{session_id}", "DeleteSession"),
     _webhook("POST", "/v1/webhooks", "CreateWebhook", body=True),
@@ -211,7 +214,7 @@ LIST_AGENTS = next(route for route in ROUTES if route.rpc.name == "ListAgents")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a path leads to: a route, with the fields that stand in the path."""
+    """The target of a path: a route, with the fields that stand in the path."""
 
     route: Route
     fields: Mapping[str, str]
@@ -236,10 +239,11 @@ def find(verb: str, raw_path: str, routes: Iterable[Route] = ROUTES) -> Found:
         if route.verb == verb:
             return Found(route, fields)
         allowed.add(route.verb)
-    raise _not_allowed(verb, ", ".join(sorted(allowed))) if allowed else _not_found()
+    raise not_allowed(verb, ", ".join(sorted(allowed))) if allowed else _not_found()
 
 
-def _not_allowed(verb: str, allowed: str) -> Refused:
+def not_allowed(verb: str, allowed: str) -> Refused:
+    """The error of a path that takes other methods."""
     shown = verb if verb.isalpha() else "this method"
     return Refused(
         code_pb2.UNIMPLEMENTED,

@@ -1,4 +1,4 @@
-"""What a program wrote for a terminal, as the text of an error."""
+"""Output of a program for a terminal, as the text of an error."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ async def main() -> None:
     )
     handler: Any = DefaultRequestHandler(Echo(), await store_of(sys.argv[1]), card)
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    a2a_pb2_grpc.add_A2AServiceServicer_to_server(GrpcHandler(handler), server)
+    add: Any = a2a_pb2_grpc.add_A2AServiceServicer_to_server
+    add(GrpcHandler(handler), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     sys.stdout.write(f"a2a listening on 127.0.0.1:{port}\n")

@@ -48,6 +48,7 @@ class Bench:
     connections: int = 8
     window: int = 512
     event_loop: str = "auto"
+    before: Path | None = None
     used: int = NEW
 
     def size(self, full: int, quick: int) -> int:
@@ -74,14 +75,17 @@ class Bench:
         store: Path | None = None,
         env: Mapping[str, str] = NO_ENV,
         anywhere: bool = False,
+        python: Path | None = None,
     ) -> AsyncIterator[Server]:
         """Runlane with an empty store, or with a copy of `store`. `env` adds variables. With
-        `anywhere` it is not pinned to the core of the servers."""
+        `anywhere` it is not pinned to the core of the servers. `python` is that of another
+        checkout."""
         with self.folder() as folder:
             if store:
                 _copy(store, folder / "runlane.db")
             argv = [
-                *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0"),
+                *(str(python or sys.executable), "-m", "runlane_server"),
+                *("--listen", "127.0.0.1:0"),
                 *("--store", f"sqlite:///{folder / 'runlane.db'}"),
                 *("--event-loop", self.event_loop, *flags),
             ]

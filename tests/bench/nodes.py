@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,14 @@ async def database() -> AsyncIterator[OwnPostgres]:
 
 
 @asynccontextmanager
-async def node(bench: Bench, store: str, *flags: str) -> AsyncIterator[Server]:
-    """A server over a store, on any core."""
+async def node(
+    bench: Bench, store: str, *flags: str, python: Path | None = None
+) -> AsyncIterator[Server]:
+    """A server over a store, on any core. `python` is that of another checkout."""
     with bench.folder() as folder:
         argv = [
-            *(sys.executable, "-m", "runlane_server", "--listen", "127.0.0.1:0", "--store", store),
+            *(str(python or sys.executable), "-m", "runlane_server"),
+            *("--listen", "127.0.0.1:0", "--store", store),
             *("--event-loop", bench.event_loop, *KEPT, *flags),
         ]
         async with Server(argv, folder, None) as server:

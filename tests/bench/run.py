@@ -26,6 +26,7 @@ import structlog
 from bench import (
     agent_processes,
     asking,
+    before,
     curves,
     gateway,
     memory,
@@ -75,10 +76,11 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "by-past": curves.by_past,
     "by-subscribers": curves.by_subscribers,
     "a2a": peers.a2a,
+    "before": before.before,
 }
 
-ASKED_FOR = {"a2a"}
-"""Measurements that run only by name: they need more than this project."""
+ASKED_FOR = {"a2a", "before"}
+"""Measurements that run only by name: they need more than this checkout."""
 
 QUICK = {"rounds": 1, "seconds": 0.5, "warmup": 0.2}
 
@@ -149,6 +151,9 @@ def options() -> argparse.ArgumentParser:
         default="auto",
         help="event loop of Runlane, not of the peer",
     )
+    parser.add_argument(
+        "--before", type=Path, help="Python of another checkout, for the measurement `before`"
+    )
     parser.add_argument("--out", type=Path, default=CACHE / "results", help="folder of the results")
     parser.epilog = "NAME is one of " + ", ".join(MEASUREMENTS)
     return parser
@@ -174,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
             concurrency=chosen.concurrency,
             connections=chosen.connections,
             event_loop=chosen.event_loop,
+            before=chosen.before,
             **(QUICK if chosen.quick else settings),
         )
         results = Results(about(load, bench))

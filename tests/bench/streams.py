@@ -73,7 +73,7 @@ class Kind:
 
 @dataclass(slots=True)
 class Found:
-    """What the rounds found beside the most streams; `guess` is where the next one starts."""
+    """Other findings of the rounds; the next one starts with `guess` streams."""
 
     guess: int
     costs: list[Figure] = field(default_factory=list)

@@ -81,7 +81,7 @@ async def test_r36_a_run_whose_worker_was_lost_in_an_outage_is_retried_after_it(
         async with RawWorker(node.address) as worker:
             assert (await worker.turn()).attempt == 1
             line.cut(reset=False)
-            # It is told to leave the attempt, and does not return.
+            # It receives the order to leave the attempt, and does not return.
             await worker.end()
         line.mend()
         async with RawWorker(node.address) as worker:

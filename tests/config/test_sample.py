@@ -32,7 +32,7 @@ def config_of(text: str, folder: Path) -> Config:
 
 def entries(text: str) -> dict[str, str]:
     """The lines of the settings, without the `#` in front, by key."""
-    lines = re.finditer(r"^#([a-z-]+) = .*$", text, re.MULTILINE)
+    lines = re.finditer(r"^#([a-z0-9-]+) = .*$", text, re.MULTILINE)
     return {line[1]: line[0][1:] for line in lines}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,11 +32,13 @@ from proofs.lanecheck.commands import (
     hand_back,
     hand_over,
     reserve,
+    update,
 )
 from proofs.lanecheck.shapes import SHAPES, lane_of, outcome, picture
 from proofs.sim.explore import step
 from runlane_server.core.model import CancelScope, WhenBusy
 from runlane_server.core.transition import Lane
+from runlane_server.core.update import Place
 
 TABLE_FILE = Path(__file__).with_name("lane_pairs.txt")
 
@@ -60,6 +63,17 @@ def _first_of_all(lane: Lane) -> Command:
     active = () if lane.active is None else (lane.active,)
     runs = (*active, *lane.waiting, *lane.folded)
     return cancel(CancelScope.RUN, runs[-1].run_id if runs else "n")
+
+
+def _on_last(changes: Mapping[str, Any]) -> Callable[[Lane], Command]:
+    """An update of the last waiting run, or of the active one."""
+
+    def command(lane: Lane) -> Command:
+        active = () if lane.active is None else (lane.active,)
+        runs = (*active, *lane.waiting)
+        return update(runs[-1].run_id if runs else "nobody", **changes)
+
+    return command
 
 
 def _ask_and_park(run_id: str, attempt: int) -> Command:
@@ -119,6 +133,9 @@ COMMANDS: Mapping[str, Callable[[Lane], Command]] = {
     "hand_back of another attempt": _on_active(hand_back, late=1),
     "adopt": _on_active(adopt),
     "adopt another attempt": _on_active(adopt, late=1),
+    "update to first": _on_last({"place": Place.FIRST}),
+    "update to interrupt": _on_last({"sends": WhenBusy.INTERRUPT}),
+    "update of an old revision": _on_last({"edits": True, "revision": 7}),
     "fail_waiting": _always(FAIL_WAITING),
     "remove": _always(REMOVE),
 }

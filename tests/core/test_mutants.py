@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from proofs.sim.explore import Counterexample, explore
+from proofs.sim.explore import SMALL, UPDATED, Counterexample, explore
 from runlane_server.core import lane as lane_rules
 
 SOURCE = Path(lane_rules.__file__).parent
@@ -176,9 +176,9 @@ MUTANTS = (
     ),
     Mutant(
         "a retried run goes to the end",
-        "        self.waiting = (*ranked, *waiting)",
-        "        self.waiting = (*waiting, *ranked)",
-        "ordered by rank",
+        "        self.insert(0, back)",
+        "        self.insert(len(self.waiting), back)",
+        "node_lost takes no run",
     ),
     Mutant(
         "a retried run writes its prompt again",
@@ -188,9 +188,9 @@ MUTANTS = (
     ),
     Mutant(
         "an interrupting run goes to the end",
-        "edit.waiting = (run, *waiting) if at_head else (*waiting, run)",
-        "edit.waiting = (*waiting, run)",
-        "ordered by rank",
+        "    index = 0 if at_head else len(waiting)",
+        "    index = len(waiting)",
+        "R7, R27",
     ),
     Mutant(
         "an accept that was cancelled interrupts",
@@ -442,7 +442,7 @@ MUTANTS = (
         "R44",
     ),
     Mutant(
-        "a run that ends while it waits to begin anew writes over its dropped output",
+        "a run that ends while it waits to begin again writes over its dropped output",
         "    attempt = ended.attempt + ended.asking.restarts\n",
         "    attempt = ended.attempt\n",
         "not used again",
@@ -480,15 +480,73 @@ MUTANTS = (
     ),
 )
 
+UPDATES = (
+    Mutant(
+        "an update of an old revision is taken",
+        "    if wanted.revision not in {None, run.revision}:",
+        "    if False:",
+        "has to be refused",
+    ),
+    Mutant(
+        "a run that has begun its turn is edited",
+        "run not in lane.waiting or run.turn:",
+        "run not in lane.waiting:",
+        "has to be refused",
+    ),
+    Mutant(
+        "a repeated update is refused once the run has started",
+        "if run is not None and _is_repeated(run, wanted):",
+        "if False:",
+        "no reason to refuse",
+    ),
+    Mutant(
+        "a move overtakes a run that waits for its next attempt",
+        "    first = begun[-1] + 1 if begun else 0",
+        "    first = 0",
+        "R47",
+    ),
+    Mutant(
+        "a run is put behind the one that it is to come before",
+        "found + (move.place is Place.AFTER))",
+        "found + 1)",
+        "R47",
+    ),
+    Mutant(
+        "a run that is to interrupt leaves the active one alone",
+        '        cancel_active(edit, "interrupted by " + run.run_id)\n',
+        "",
+        "R27",
+    ),
+    Mutant(
+        "an update is not counted",
+        "revision=run.revision + 1, ",
+        "",
+        "R46",
+    ),
+    Mutant(
+        "a move writes the whole queue",
+        "        if ranks is None:",
+        "        if True:",
+        "R47",
+    ),
+    Mutant(
+        "an edit is not committed",
+        "    edit.note(changed, RunEdit(wanted.content, wanted.growth))",
+        "    edit.note(changed, RunEdit())",
+        "committed",
+    ),
+)
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+
+@pytest.mark.parametrize("mutant", [*MUTANTS, *UPDATES], ids=lambda mutant: mutant.name)
 def test_the_search_finds_the_mutant(
     mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     module = mutant.build(tmp_path)
+    bounds = UPDATED if mutant in UPDATES else SMALL
     with pytest.raises(Counterexample) as found:
-        explore(DEPTH, rules=module)
+        explore(DEPTH, bounds, rules=module)
     assert mutant.caught_by in found.value.rule
 
 

@@ -24,7 +24,7 @@ from support.server import ListeningProcess
 BUILD_SECONDS = 600.0
 
 FOLDERS = ("/opt/", "/dist")
-"""Where the image keeps what it builds."""
+"""The directory of what the image builds."""
 
 
 def inside(place: Path, text: str) -> str:

@@ -51,7 +51,7 @@ TEXTS = {
     "BSD": "BSD License",
     "3-Clause BSD License": "BSD-3-Clause",
 }
-"""What packages write into the license field, and the license it names."""
+"""Spellings that packages write into the license field, and the license it names."""
 
 _LABELS = {"License :: OSI Approved", "License :: DFSG approved"}
 """Classifiers that name no license."""

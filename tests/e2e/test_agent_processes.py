@@ -12,10 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from runlane import Artifact, Client, Custom, RunComplete, RunHandle, RunState, TextDelta, WhenBusy
+from runlane import (
+    Artifact,
+    Client,
+    Custom,
+    InputClosed,
+    RunComplete,
+    RunHandle,
+    RunState,
+    TextDelta,
+    WhenBusy,
+)
 from support.processes import is_running, wait_for_exit
 from support.server import ServerProcess, serving, start_fails
 from support.staging import SECONDS
+from support.workers import requested
 
 MODULE = """
 import asyncio, ctypes, os, sys, time
@@ -67,7 +78,9 @@ async def answer(turn):
             yield Artifact(artifact_id="a", name="a.txt", text="text")
             yield Result({"n": 1})
         case "ask":
-            yield await turn.ask("well?")
+            built = await turn.step("build", build)
+            answer = await turn.ask("well?")
+            yield f"{built}, {answer}"
         case "fold":
             yield "<fold>"
             await asyncio.to_thread(read, rest)
@@ -75,6 +88,15 @@ async def answer(turn):
                 yield f"and {one.prompt.text}"
         case _:
             yield turn.prompt.text
+
+def build():
+    with open("built", "a") as file:
+        file.write("x")
+    return "built once"
+
+def blocking_asker(turn):
+    built = turn.step("build", build)
+    yield f"{built}, {turn.ask('well?')}"
 
 def plain(turn):
     yield turn.prompt.text.upper()
@@ -293,11 +315,37 @@ async def test_an_agent_in_a_process_says_what_others_can(tmp_path: Path) -> Non
         assert Custom("x", "1") in events
 
 
-async def test_what_a_process_cannot_do_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("agent", ["default", "blocking"])
+async def test_r44_a_run_that_asks_leaves_its_process_and_starts_again(
+    tmp_path: Path, agent: str
+) -> None:
+    flags = ("--agent", "mine:answer", "--agent", "blocking=mine:blocking_asker")
+    async with _serving(tmp_path, *flags, "--agent-processes", "1") as (_, client):
+        run = await _accept(client, "ask", agent=agent)
+        await client.answer_input(await requested(client, run.run_id), "fine")
+        end = await run.completed(SECONDS)
+        assert (end.text, end.error, end.attempt) == ("built once, fine", None, 2)
+        # Its step is not repeated, and nobody is asked twice.
+        assert (tmp_path / "built").read_text() == "x"
+        assert len([one async for one in client.list_input_requests(run_id=run.run_id)]) == 1
+
+
+async def test_r44_a_run_that_asks_survives_the_end_of_its_process(tmp_path: Path) -> None:
+    flags = ("--agent", "mine:answer", "--agent-processes", "1", "--max-active-runs", "1")
+    async with _serving(tmp_path, *flags) as (_, client):
+        run = await _accept(client, "ask", max_attempts=1)
+        request = await requested(client, run.run_id)
+        # It holds no slot: others run, and the process dies (R40).
+        assert (await _run(client, "die")).error is not None
+        await client.answer_input(request, "late")
+        assert (await run.completed(SECONDS)).text == "built once, late"
+
+
+async def test_r42_a_cancel_ends_a_run_that_waits_outside_its_process(tmp_path: Path) -> None:
     async with _serving(tmp_path) as (_, client):
-        error = (await _run(client, "ask")).error
-        assert error is not None
-        assert error.message == (
-            "turn.ask cannot be used by an agent in a process of its own; start the server with"
-            " --agent-processes 0"
-        )
+        run = await _accept(client, "ask")
+        request = await requested(client, run.run_id)
+        await client.cancel(run.session_id)
+        assert (await run.completed(SECONDS)).state is RunState.CANCELLED
+        with pytest.raises(InputClosed):
+            await client.answer_input(request, "too late")

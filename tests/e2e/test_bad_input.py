@@ -93,6 +93,8 @@ def a_run(**fields: Any) -> runs_pb.RunAcceptedRequest:
     return runs_pb.RunAcceptedRequest(**fields)
 
 
+PROMPT_ONLY = FieldMask(paths=["prompt"])
+
 BAD_IDS = ("x" * 129, "ä" * 65, "a\nb", "a\0b", "\x7f", " a", "a\t")
 
 WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
@@ -102,6 +104,7 @@ WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
         "run_id",
         {"session_id": "s", "prompt": "p", "allow_missing": True},
     ),
+    (runs_pb.UpdateRunRequest, "run_id", {"prompt": "p", "update_mask": PROMPT_ONLY}),
     (runs_pb.CancelRequest, "session_id", {}),
     (runs_pb.CancelRequest, "run_id", {}),
     (runs_pb.SubscribeRunRequest, "run_id", {}),
@@ -116,11 +119,33 @@ WITH_AN_ID: list[tuple[type[Request], str, Mapping[str, Any]]] = [
         "session_id",
         {"title": "t", "update_mask": FieldMask(paths=["title"])},
     ),
+    (sessions_pb.ForkSessionRequest, "session_id", {}),
+    (sessions_pb.ForkSessionRequest, "new_session_id", {"session_id": "s"}),
     (sessions_pb.ListMessagesRequest, "session_id", {}),
 ]
 
 UNSET: list[Case] = [
     (a_run(session_id=""), "SESSION_MISSING", ["session_id"]),
+    (
+        runs_pb.UpdateRunRequest(prompt="p", update_mask=PROMPT_ONLY),
+        "RUN_MISSING",
+        ["run_id"],
+    ),
+    (runs_pb.UpdateRunRequest(run_id="r"), "INVALID_ARGUMENT", ["update_mask"]),
+    (
+        runs_pb.UpdateRunRequest(run_id="r", update_mask=FieldMask(paths=["agent"])),
+        "INVALID_ARGUMENT",
+        ["update_mask"],
+    ),
+    (
+        runs_pb.UpdateRunRequest(
+            run_id="r",
+            position=runs_pb.QueuePosition(before_run_id="r"),
+            update_mask=FieldMask(paths=["position"]),
+        ),
+        "INVALID_ARGUMENT",
+        ["position.before_run_id"],
+    ),
     (runs_pb.CancelRequest(), "SESSION_MISSING", ["session_id"]),
     (runs_pb.SubscribeRunRequest(), "RUN_MISSING", ["run_id"]),
     (runs_pb.WaitRunRequest(), "RUN_MISSING", ["run_id"]),
@@ -128,6 +153,7 @@ UNSET: list[Case] = [
     (runs_pb.AnswerInputRequest(text="x"), "INVALID_ARGUMENT", ["input_request_id"]),
     (sessions_pb.GetSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.DeleteSessionRequest(), "SESSION_MISSING", ["session_id"]),
+    (sessions_pb.ForkSessionRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.ListMessagesRequest(), "SESSION_MISSING", ["session_id"]),
     (sessions_pb.SubscribeSessionRequest(), "SESSION_MISSING", ["session_ids"]),
     (
@@ -142,11 +168,22 @@ UNKNOWN: list[Case] = [
     (runs_pb.RunAcceptedRequest(session_id="no", prompt="p"), "SESSION_NOT_FOUND", []),
     (runs_pb.CancelRequest(session_id="no"), "SESSION_NOT_FOUND", []),
     (runs_pb.CancelRequest(run_id="no"), "RUN_NOT_FOUND", []),
+    (
+        runs_pb.UpdateRunRequest(run_id="no", prompt="p", update_mask=PROMPT_ONLY),
+        "RUN_NOT_FOUND",
+        [],
+    ),
     (runs_pb.SubscribeRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
     (runs_pb.WaitRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
     (runs_pb.GetRunRequest(run_id="no"), "RUN_NOT_FOUND", []),
     (sessions_pb.GetSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
     (sessions_pb.DeleteSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (sessions_pb.ForkSessionRequest(session_id="no"), "SESSION_NOT_FOUND", []),
+    (
+        sessions_pb.ForkSessionRequest(session_id="no", new_session_id="no"),
+        "INVALID_ARGUMENT",
+        ["new_session_id"],
+    ),
     (
         sessions_pb.UpdateSessionRequest(
             session_id="no", title="t", update_mask=FieldMask(paths=["title"])
@@ -194,6 +231,7 @@ SIZES: list[Case] = [
 A_WEEK_AND_MORE = Duration(seconds=7 * 86400, nanos=1)
 
 NUMBERS: list[Case] = [
+    (sessions_pb.ForkSessionRequest(session_id="s", at_turn=-1), "INVALID_ARGUMENT", ["at_turn"]),
     (a_run(timeout=Duration()), "INVALID_ARGUMENT", ["timeout"]),
     (a_run(timeout=Duration(seconds=-1)), "INVALID_ARGUMENT", ["timeout"]),
     (a_run(timeout=Duration(seconds=1, nanos=-1)), "INVALID_ARGUMENT", ["timeout"]),

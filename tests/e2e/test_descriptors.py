@@ -15,8 +15,8 @@ from runlane_server.access.caller import Role
 from support.server import serving
 from support.staging import SECONDS
 
-# The numbers below this limit are always taken, so that no new descriptor is given whatever else
-# the server has open, also if it closes some.
+# The numbers below this limit are always taken, so that the server gets no new descriptor, also
+# if it closes some of its others.
 STANDARD_STREAMS = 3
 
 

@@ -163,8 +163,13 @@ async def test_an_invalid_gate_call_is_refused_with_the_reason(harness: Harness)
     fields = [violation.field for violation in error.value.violations]
     assert fields == ["session_id", "run_id", "session_id", "run_id"]
     for call in (harness.await_gate("none"), harness.release("none")):
-        with pytest.raises(GateNotFound):
+        with pytest.raises(GateNotFound, match="no gate 'none' is armed; armed gates: none"):
             await call
+    async with await harness.arm(P.HANDOFF) as gate:
+        with pytest.raises(GateNotFound, match=f"armed gates: {gate.gate_id}"):
+            await harness.release("misspelt")
+    with pytest.raises(ValueError, match=r"point: .* not one of .*; did you mean 'handoff'"):
+        await harness.arm("hand-off")  # type: ignore[arg-type]
     for call in (harness.await_gate(""), harness.release("")):
         with pytest.raises(InvalidArgument, match="gate_id: is missing"):
             await call

@@ -138,7 +138,7 @@ async def test_the_command_lists_shows_and_answers(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 async def test_answer_cancel_and_kill_in_the_same_instant_agree(tmp_path: Path) -> None:
-    """Receipt, request, run, transcript and stream agree, whatever came first."""
+    """Receipt, request, run, transcript and stream agree in each order of the calls."""
     rng = random.Random(7)  # noqa: S311 - no secret
     outcomes: Counter[str] = Counter()
     async with serving(tmp_path, *FLAGS) as server, Client(server.address, timeout=60) as client:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from runlane import AgentInfo, AgentNotFound, Client, PermissionDenied, RunState
+from runlane import AgentAbility, AgentInfo, AgentNotFound, Client, PermissionDenied, RunState
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
 from support.command import START
@@ -34,6 +34,7 @@ async def test_r31_a_run_is_executed_by_the_agent_it_names(tmp_path: Path) -> No
             ("away", "echo", False, 0),
         ]
         assert [it.ready for it in found] == [True, True, False]
+        assert [it.can for it in found] == [(), (AgentAbility.FOLD,), (AgentAbility.FOLD,)]
         handle = await client.run_accepted("s", "one", agent="shout", allow_missing=True)
         assert (handle.run.agent, (await handle.completed()).text) == ("shout", "ONE")
         await client.create_session("t", agent="shout")

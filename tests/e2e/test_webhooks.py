@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from standardwebhooks.webhooks import WebhookVerificationError
 
 from runlane import (
     Client,
@@ -27,7 +30,7 @@ from runlane.sync import Client as SyncClient
 from runlane_server.access import editing
 from runlane_server.access.caller import Role
 from runlane_server.webhooks.registry import MAX_OF_TENANT
-from support.endpoint import Endpoint, endpoint
+from support.endpoint import Delivery, Endpoint, endpoint
 from support.server import ServerProcess, serving
 
 RUNLANE = str(Path(sys.executable).with_name("runlane"))
@@ -162,6 +165,41 @@ async def test_a_role_manages_webhooks_and_nothing_else(tmp_path: Path) -> None:
         ]
         assert "secret-path" not in server.log
         assert created.secret not in server.log
+
+
+@pytest.mark.sqlite("it reads the file")
+async def test_the_database_holds_no_secret(tmp_path: Path, served: Endpoint) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")
+    keys.chmod(0o600)
+    async with serving(tmp_path, *ALLOWED) as server, Client(server.address) as client:
+        plain = await client.create_webhook(served.url)
+        await until(client, plain.webhook.webhook_id, lambda it: it.health.confirmed)
+        assert "not encrypted in the store; use --webhook-keys" in server.log
+    async with (
+        serving(tmp_path, *ALLOWED, "--webhook-keys", str(keys)) as server,
+        Client(server.address) as client,
+    ):
+        created = await client.create_webhook(served.url)
+        rotated = await client.rotate_webhook_secret(created.webhook.webhook_id)
+        await client.run_accepted("s", "Hello", allow_missing=True)
+        await served.until(lambda: len(served.accepted) == 2)
+        for secret in (plain.secret, created.secret):
+            assert any(_is_signed(delivery, secret) for delivery in served.accepted)
+        assert server.log.count("not encrypted") == 1  # of the first start
+    with closing(sqlite3.connect(tmp_path / "runlane.db")) as database:
+        rows = str(database.execute("SELECT secrets FROM webhooks").fetchall())
+    assert rows.count("sealed:1:") == 3
+    for secret in (plain.secret, created.secret, rotated.secret):
+        assert secret.removeprefix("whsec_") not in rows
+
+
+def _is_signed(delivery: Delivery, secret: str) -> bool:
+    try:
+        delivery.verify(secret)
+    except WebhookVerificationError:
+        return False
+    return True
 
 
 async def command(server: ServerProcess, *arguments: str) -> tuple[int | None, str]:

@@ -441,7 +441,7 @@ RETURNS: dict[str, tuple[list[str | None], bool]] = {
     "mixed": (["w", None, "w", None], True),
     "by one worker after another": ([f"w{n}" for n in range(8)], False),
 }
-"""Who gives a run back, in this order; and whether its attempt is lost with the last of them."""
+"""The workers that give a run back, in order; and whether its attempt is lost with the last one."""
 
 
 @pytest.mark.parametrize("name", RETURNS)

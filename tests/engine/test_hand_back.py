@@ -50,7 +50,7 @@ async def test_r37_a_hand_back_after_output_of_any_kind_consumes_an_attempt(
 
 
 class Unconfirmed(SqliteStore):
-    """A store that loses the confirmation of its next commit once it is told to."""
+    """A store that loses the confirmation of its next commit on demand."""
 
     is_losing = False
 

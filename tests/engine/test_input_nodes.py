@@ -47,7 +47,7 @@ async def a_node(
 
 
 async def opened(node: Node, run_id: str) -> InputRequest:
-    """Waits until a run has an open request, whichever node asked."""
+    """Waits until a run has an open request of any node."""
     async with asyncio.timeout(SECONDS):
         while True:
             page = await node.store.list_inputs(

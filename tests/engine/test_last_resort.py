@@ -1,4 +1,4 @@
-"""Every run that started gets its end (R21), whatever fails between its start and its end."""
+"""Every run that started gets its end (R21), also if something fails between the two."""
 
 from __future__ import annotations
 

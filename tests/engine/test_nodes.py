@@ -14,6 +14,7 @@ from runlane_server.core.errors import CorruptRecord, StoreUnavailable
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import FinishReason, RunState, SessionKey, TextDelta, WhenBusy
 from runlane_server.core.transition import Transition
+from runlane_server.core.update import Move, Place, RunPatch
 from runlane_server.engine.executor import NodeSettings
 from runlane_server.store.postgres.cluster import PostgresCluster
 from runlane_server.store.postgres.database import Database
@@ -442,3 +443,21 @@ async def test_r21_a_lost_run_that_cannot_be_written_keeps_no_other_lost(postgre
             node.latches.open("b")
             for name in ("a", "b"):
                 lost.latches.open(name)
+
+
+async def test_r46_a_run_that_another_node_has_edited_and_moved_starts_so(
+    postgres_url: str,
+) -> None:
+    async with two(postgres_url) as (a, b):
+        await a.start_blocked("s", "l", run_id="first")
+        for run_id in ("second", "third"):
+            await a.queue("s", run_id, run_id=run_id)
+        # The first node has cached these prompts.
+        edits = b.coordinator.updates
+        moved = RunPatch(text=script(say("edited")), move=Move(Place.FIRST))
+        await edits.update("default", "third", moved)
+        a.latches.open("l")
+        assert (await a.end("third")).text == "edited"
+        await a.end("second")
+        ended = [complete.run_id for complete in await a.completes()]
+        assert ended == ["first", "third", "second"]

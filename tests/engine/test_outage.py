@@ -172,7 +172,7 @@ async def test_r07_agents_stop_within_a_lease_after_the_database_refuses_no_long
 
 
 class Late(PostgresStore):
-    """A store that loses the confirmation of its first commit after it is told to."""
+    """A store that loses the confirmation of its first commit on demand."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)

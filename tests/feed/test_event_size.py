@@ -1,4 +1,4 @@
-"""What events count as in the memory budgets of the feed."""
+"""The size of events in the memory budgets of the feed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a subscriber that reads nothing holds: about a page, from memory as from the store."""
+"""A subscriber that reads nothing holds about a page, from memory as from the store."""
 
 from __future__ import annotations
 

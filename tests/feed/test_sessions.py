@@ -199,7 +199,7 @@ async def test_r51_session_that_was_deleted_and_created_again_meanwhile(store: S
 
 
 async def elsewhere(store: Store, feed: Feed, *steps: Coroutine[Any, Any, Any]) -> None:
-    """What another node of the store commits: this one is told nothing."""
+    """A commit of another node: this one gets no notice."""
     store.listener = None
     for step in steps:
         await step

@@ -5,7 +5,8 @@ python tests/packages/run.py PACKAGES [LANGUAGE...]
 
 Each program is copied to a folder outside the repository, gets nothing from it but the package, and
 runs against the server of the packed wheel: one run to its end, and one that it cancels. Exits with
-1 if a program prints anything else.
+1 if a program prints anything else. In languages with a testing helper, tests of the program start
+servers of their own before that.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ EXPECTED = "Hello\nRUN_STATE_COMPLETED\nbegun\nRUN_STATE_CANCELLED\n"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a program is built: its own folder, the packages, and the wheel's environment."""
+    """The surroundings of a program: its own folder, the packages, and the wheel's environment."""
 
     folder: Path
     packages: Path
@@ -48,7 +49,10 @@ class Place:
 
     def sh(self, *words: str | Path) -> None:
         """Runs a command in the folder. Exits with its output if it fails."""
-        env = clean_environment() | {"CARGO_TARGET_DIR": str(ROOT / ".cache" / "cargo")}
+        env = clean_environment() | {
+            "CARGO_TARGET_DIR": str(ROOT / ".cache" / "cargo"),
+            "RUNLANE_SERVER_COMMAND": str(self.commands / "runlane-server"),
+        }
         ended = subprocess.run(
             [str(word) for word in words],
             cwd=self.folder,
@@ -80,6 +84,8 @@ def build_go(place: Place) -> tuple[str, ...]:
     place.sh("go", "mod", "init", "user")
     place.sh("go", "mod", "edit", f"-replace={MODULE}=./module")
     place.sh("go", "mod", "tidy")
+    place.sh("go", "vet", ".", f"{MODULE}/runlanetest")
+    place.sh("go", "test", ".")
     place.sh("go", "build", "-o", "program", ".")
     return ("./program",)
 
@@ -89,6 +95,7 @@ def build_typescript(place: Place) -> tuple[str, ...]:
     quiet = ("--no-fund", "--no-audit", "--no-package-lock")
     place.sh("npm", "install", *quiet, place.package("runlane-*.tgz"))
     place.sh("npx", "tsc")
+    place.sh("node", "--test", "dist/")
     return ("node", "dist/main.js")
 
 
@@ -99,7 +106,9 @@ def build_java(place: Place) -> tuple[str, ...]:
     goals = ("compile", "dependency:build-classpath", "-Dmdep.outputFile=classpath")
     place.sh("mvn", "--quiet", "--batch-mode", *options, *goals)
     classpath = (place.folder / "classpath").read_text()
-    return ("java", "-cp", os.pathsep.join(("target/classes", classpath)), "user.Main")
+    java = ("java", "-cp", os.pathsep.join(("target/classes", classpath)))
+    place.sh(*java, "user.OwnServer")
+    return (*java, "user.Main")
 
 
 def build_rust(place: Place) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
-"""Workers in five languages (examples/): what a worker has to do (docs/workers.md, W1 to W11).
+"""Workers in five languages (examples/): what a worker has to do (docs/workers.md, W1 to W14).
 
-Their agent says the words of the prompt in capitals, 20 ms apart.
+Their agent says the words of the prompt in capitals, 20 ms apart. For a prompt `release VERSION` it
+builds in a step, asks for an approval, and then emits an artifact, a custom event and a result.
 """
 
 from __future__ import annotations
@@ -16,9 +17,21 @@ import pytest
 from polyglot.program import Program, Programs
 from polyglot.proxy import Proxy
 from polyglot.serving import becomes_state, new_token
-from runlane import Client, RunComplete, RunEvent, RunState, TextDelta, WhenBusy
+from runlane import (
+    Artifact,
+    Client,
+    Custom,
+    RunComplete,
+    RunEvent,
+    RunHandle,
+    RunState,
+    Started,
+    Step,
+    TextDelta,
+    WhenBusy,
+)
 from support.server import ServerProcess, clean_environment
-from support.workers import accept, check_whole, followed, until_streaming
+from support.workers import accept, check_whole, followed, requested, until_streaming
 
 SECONDS = 60.0
 
@@ -27,6 +40,9 @@ SLOTS = 4
 PROMPT = " ".join(f"w{n}" for n in range(300))
 
 SAID = PROMPT.upper() + " "
+
+TURN_BYTES = range(380, 560, 20)
+"""About what a server sends on a connection until a turn with a short prompt has arrived."""
 
 OUTAGE = 10.0
 """Seconds. gRPC's own backoff reconnects after 5 seconds, and then after 9 or more."""
@@ -281,6 +297,100 @@ async def test_w11_a_worker_ends_if_its_token_is_refused(
         program = await launched(workers, node.address, RUNLANE_TOKEN=token)
         await program.exits(1)
         assert "credentials" in program.err.text, program.said
+
+
+BUILT = '"app-1.2"'
+
+
+async def release(client: Client, session: str) -> RunHandle:
+    """A run that waits for an approval. Attempts may be lost on their way to the worker."""
+    handle = await accept(client, session, "release 1.2", max_attempts=20)
+    request = await requested(client, handle.run_id)
+    assert (request.text, request.tool_name) == ("May I deploy app-1.2?", "deploy")
+    return handle
+
+
+async def approve(client: Client, handle: RunHandle, answer: bool = True) -> RunComplete:
+    """Answers the question of a run; returns its end."""
+    await client.answer_input(await requested(client, handle.run_id), answer)
+    return await handle.completed(SECONDS)
+
+
+async def check_released(handle: RunHandle, *programs: Program) -> None:
+    """Checks all that a release has emitted, and that its step was done once."""
+    events = await followed(handle)
+    assert [event.index for event in events] == list(range(1, len(events) + 1))
+    started = max(event.index for event in events if isinstance(event.body, Started))
+    assert [event.body for event in events if isinstance(event.body, Step)] == [
+        Step("build", BUILT)
+    ]
+    last = [event.body for event in events if event.index > started]
+    assert [body for body in last if isinstance(body, Custom)] == [
+        Custom("deployed", '{"build":"app-1.2"}')
+    ]
+    (notes,) = (body for body in last if isinstance(body, Artifact))
+    assert (notes.artifact_id, notes.name, notes.mime_type) == ("notes", "notes.txt", "text/plain")
+    assert (notes.content, notes.append, notes.last) == ("Release 1.2", False, True)
+    end = last[-1]
+    assert isinstance(end, RunComplete)
+    assert (end.text, end.result, end.error) == (
+        "Deployed app-1.2.",
+        '{"build":"app-1.2"}',
+        None,
+    )
+    if programs:
+        assert sum(program.out.text.count("building 1.2") for program in programs) == 1
+
+
+async def test_w12_w13_w14_a_worker_that_asks_continues_when_people_have_answered(
+    workers: Programs, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        worker = await launched(workers, node.address)
+        handles = [await release(client, f"s{n}") for n in range(SLOTS)]
+        # While people think, its slots are free.
+        assert await said(client, "other", "hello") == "HELLO "
+        await node.stop(signal.SIGKILL)
+        await node.start()
+        for n, handle in enumerate(handles):
+            end = await approve(client, handle, answer=n == 0)
+            assert end.text == ("Not deployed." if n else "Deployed app-1.2.")
+        assert worker.out.text.count("building 1.2") == SLOTS, worker.said
+
+
+async def test_w12_a_step_is_not_repeated_by_another_worker(
+    workers: Programs, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        first = await launched(workers, node.address)
+        handle = await release(client, "s")
+        await first.kill()
+        second = await launched(workers, node.address)
+        await approve(client, handle)
+        await check_released(handle, first, second)
+
+
+async def test_w14_steps_and_questions_survive_lost_connections(
+    workers: Programs, proxy: Proxy, folder: Path
+) -> None:
+    async with served(folder) as (node, client):
+        proxy.target = node.address
+        worker = await launched(workers, proxy.address)
+        broken = 0
+        for n, size in enumerate(TURN_BYTES):
+            connections = proxy.connections
+            # The first connection breaks within the turn or what follows it, the others within the
+            # short answers to a resume.
+            proxy.cuts = [size, 100, 120]
+            proxy.cut()
+            await proxy.until("connections", connections + 1)
+            handle = await release(client, f"s{n}")
+            broken += 3 - len(proxy.cuts)
+            proxy.cuts.clear()
+            await approve(client, handle)
+            await check_released(handle)
+        assert broken > len(TURN_BYTES)
+        assert worker.out.text.count("building 1.2") == len(TURN_BYTES), worker.said
 
 
 async def test_a_worker_sends_its_token(workers: Programs, folder: Path) -> None:

@@ -207,7 +207,7 @@ async def test_the_port_stays_taken_between_two_processes(host: str) -> None:
 
 
 async def answer(place: tuple[str, int]) -> bytes:
-    """What the door answers on one connection; empty if the connection is closed."""
+    """The answers of the door on one connection; empty if the connection is closed."""
     reader, writer = await asyncio.open_connection(*place)
     writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     try:
@@ -341,6 +341,8 @@ def test_a_port_in_use_fails_the_start(tmp_path: Path) -> None:
     [
         (Config(http=Address("192.0.2.1", 80)), "is not on this machine"),
         (Config(http=Address("127.0.0.1", 80), processes=2), "serves one process only"),
+        (Config(a2a="http://x"), "--a2a: needs --http"),
+        (Config(http=Address("127.0.0.1", 80), a2a="x"), "must be an address such as"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config: Config, problem: str) -> None:

@@ -18,6 +18,7 @@ ROOMS: dict[str, set[str]] = {
         "agents",
         "artifact",
         "errors",
+        "fork",
         "input",
         "lane",
         "limits",
@@ -28,8 +29,10 @@ ROOMS: dict[str, set[str]] = {
         "trace",
         "transition",
         "turn",
+        "update",
     },
     "extras": {"extras"},
+    "private_file": {"private_file"},
     "net": {"addresses"},
     "harness": {"clock", "gates", "harness"},
     "store": {
@@ -52,6 +55,7 @@ ROOMS: dict[str, set[str]] = {
         "weight",
     },
     "agents": {
+        "abilities",
         "acp.policy",
         "base",
         "command.environment",
@@ -101,7 +105,15 @@ ROOMS: dict[str, set[str]] = {
         "pulse",
         "retention",
     },
-    "webhooks": {"attempts", "destination", "dispatcher", "registry", "sender"},
+    "webhooks": {
+        "attempts",
+        "destination",
+        "dispatcher",
+        "registry",
+        "secret_keys",
+        "sender",
+        "shares",
+    },
     "rpc": {"agent_socket", "endpoint", "tls", "webhook_payload"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},
@@ -226,7 +238,11 @@ def test_no_public_module_goes_unused_by_other_rooms() -> None:
             if not name.startswith(f"runlane_server.{room}.")
         }
     named = {f"{room}.{module}" for room, modules in ROOMS.items() for module in modules if module}
-    alone = {"release.release", "extras.extras"}  # a room of a single module is its own name
+    alone = {
+        "release.release",
+        "extras.extras",
+        "private_file.private_file",
+    }  # a room of a single module is its own name
     assert named - used - alone == set()
 
 
@@ -238,6 +254,12 @@ def test_the_client_does_not_import_the_server(path: Path) -> None:
 
 @pytest.mark.parametrize("path", _files(SERVER.parent / "runlane_web"), ids=_name)
 def test_the_web_gateway_does_not_import_the_server(path: Path) -> None:
+    names = _imports(ast.parse(path.read_text()))
+    assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
+
+
+@pytest.mark.parametrize("path", _files(SERVER.parent / "runlane_a2a"), ids=_name)
+def test_the_a2a_facade_does_not_import_the_server(path: Path) -> None:
     names = _imports(ast.parse(path.read_text()))
     assert not [name for name in names if name.partition(".")[0] == "runlane_server"]
 

@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-OURS = {"runlane", "runlane_commands", "runlane_server", "runlane_web", "google", "grpc_status"}
+OURS = {
+    *("runlane", "runlane_a2a", "runlane_commands", "runlane_server", "runlane_web"),
+    *("google", "grpc_status"),
+}
 """Packages of this project, and a namespace that several distributions share."""
 
 NAMED_ELSEWHERE = {
@@ -30,7 +33,6 @@ NAMED_ELSEWHERE = {
     # Selected by name where the event loop is created.
     "uvloop": "import uvloop",
     # These are not installed for the tests.
-    "a2a-sdk": "from a2a",
     "atheris": "import atheris",
     "matplotlib": 'import_module("matplotlib")',
     # It shares its namespace with the API.
@@ -95,17 +97,17 @@ def said_in(text: str, *folders: str) -> bool:
     return any(text in path.read_text() for path in sources(*folders))
 
 
-UNPINNED = {"matplotlib", "a2a-sdk", "atheris"}
+UNPINNED = {"matplotlib", "atheris"}
 """Extras that are installed by hand, to measure or to search."""
 
 BROUGHT_ALONG = {"cryptography", "httpx2", "pydantic", "pydantic-core", "pydantic-graph"}
-"""Dependencies of PyJWT[crypto], openai, pydantic-ai and agent-client-protocol whose objects the
-server uses directly."""
+"""Dependencies of PyJWT[crypto], openai, pydantic-ai, agent-client-protocol and mcp whose objects
+the code uses directly."""
 
 RUNTIME = {
     "the client": (PROJECT["dependencies"], "client"),
     **{
-        f"extra {name}": (EXTRAS[name], "client" if name == "cli" else "server")
+        f"extra {name}": (EXTRAS[name], "client" if name in {"cli", "mcp"} else "server")
         for name in EXTRAS
         if name not in {"dev", "bench", "bench-peers", "fuzz"}
     },
@@ -115,7 +117,7 @@ RUNTIME = {
 }
 
 
-NOT_OF_THE_SERVER = {"extra cli", "extra bench", "extra bench-peers", "extra fuzz"}
+NOT_OF_THE_SERVER = {"extra cli", "extra mcp", "extra bench", "extra bench-peers", "extra fuzz"}
 
 
 @pytest.mark.parametrize("group", RUNTIME)
@@ -138,7 +140,7 @@ def test_every_development_requirement_is_used() -> None:
 @pytest.mark.parametrize(
     ("folder", "groups"),
     [
-        ("client", ["the client", "extra cli"]),
+        ("client", ["the client", "extra cli", "extra mcp"]),
         ("server", [group for group in RUNTIME if group not in NOT_OF_THE_SERVER]),
     ],
 )

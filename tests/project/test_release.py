@@ -23,7 +23,7 @@ MANIFESTS = (
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What a release changes, in a repository of its own."""
+    """The changes of a release, in a repository of its own."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *NAMES],
         cwd=ROOT,

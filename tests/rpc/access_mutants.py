@@ -392,6 +392,14 @@ REMOVED = (
         "strangers",
     ),
     Removed(
+        "UpdateRun ignores the tenant",
+        RunService,
+        "UpdateRun",
+        "update(tenant(),",
+        'update("acme",',
+        "strangers",
+    ),
+    Removed(
         "ListSessions ignores the tenant",
         SessionService,
         "ListSessions",
@@ -416,6 +424,14 @@ REMOVED = (
         "strangers",
     ),
     Removed(
+        "ForkSession ignores the tenant",
+        SessionService,
+        "ForkSession",
+        "tenant=tenant()",
+        'tenant="acme"',
+        "strangers",
+    ),
+    Removed(
         "ListMessages ignores the tenant",
         SessionService,
         "ListMessages",
@@ -426,4 +442,5 @@ REMOVED = (
     of_agents(RunService, "RunAccepted"),
     of_agents(SessionService, "CreateSession"),
     of_agents(SessionService, "UpdateSession"),
+    of_agents(SessionService, "ForkSession"),
 )

@@ -20,6 +20,7 @@ HARNESS = "/runlane.harness.v1.HarnessService/"
 
 MIN_ROLE: Mapping[str, str] = {
     RUNS + "RunAccepted": "run",
+    RUNS + "UpdateRun": "run",
     RUNS + "Cancel": "run",
     RUNS + "CancelAll": "run",
     RUNS + "SubscribeRunComplete": "read",
@@ -32,6 +33,7 @@ MIN_ROLE: Mapping[str, str] = {
     "/runlane.v1.AgentService/ListAgents": "read",
     SESSIONS + "CreateSession": "run",
     SESSIONS + "UpdateSession": "run",
+    SESSIONS + "ForkSession": "run",
     SESSIONS + "GetSession": "read",
     SESSIONS + "DeleteSession": "admin",
     SESSIONS + "ListSessions": "read",

@@ -160,11 +160,18 @@ async def agents(folder: Path) -> None:
     """A caller that is limited to some agents cannot make a run or a session use another one."""
     async with guarded(folder) as world:
         shown = world.shown("limited")
+        create = SESSIONS + "CreateSession"
+        other = sessions_pb.CreateSessionRequest(session_id="of-another", agent="default")
+        assert (await world.ask(create, other, world.shown("run"))).code is StatusCode.OK
         wanted: tuple[tuple[str, Any], ...] = (
             (RUNS + "RunAccepted", runs_pb.RunAcceptedRequest(session_id="s-theirs", prompt="[]")),
             (
                 SESSIONS + "CreateSession",
                 sessions_pb.CreateSessionRequest(session_id="mine", agent="default"),
+            ),
+            (
+                SESSIONS + "ForkSession",
+                sessions_pb.ForkSessionRequest(session_id="of-another", new_session_id="mine"),
             ),
             (
                 SESSIONS + "UpdateSession",

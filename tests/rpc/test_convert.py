@@ -136,6 +136,7 @@ RUN = model.Run(
     agent="coder",
     retry=RetryPolicy(("BUSY",), 3, 1_000_001, 2_000_002, after_output=True),
     last_event_index=7,
+    revision=2,
 )
 
 SESSION = model.Session(
@@ -148,6 +149,7 @@ SESSION = model.Session(
     created_at=1_000_001,
     updated_at=2_000_002,
     agent="coder",
+    origin=model.Origin("before", 7),
 )
 
 MESSAGE = model.Message(

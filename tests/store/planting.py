@@ -129,7 +129,7 @@ async def _events(store: Store, run: RunKey) -> list[bytes]:
 
 
 async def _or_corrupt(read: Awaitable[object]) -> object:
-    """What a call returns, or its error. An event without a sound number counts as removed."""
+    """The result of a call, or its error. An event without a sound number counts as removed."""
     try:
         return await read
     except (CorruptRecord, CursorCompacted) as error:

@@ -130,7 +130,7 @@ async def test_r21_discarded_session_leaves_no_log(store: Store) -> None:
 
 
 async def test_r51_end_that_is_half_removed_is_no_gap(store: Store) -> None:
-    """A page never skips an event silently, whatever a compaction has removed already."""
+    """A page never skips an event silently, also beside a compaction."""
     story = Story(store)
     await story.accept(request("a"), request("b"))
     await story.start()

@@ -66,7 +66,7 @@ async def ask(
 
 
 async def answer(story: Story, run_id: str, name: str, given: Answer | None = None) -> None:
-    """Somebody answers."""
+    """A person answers."""
     given = given or reply_of()
     await story.commit(rules.answer(story.lane, run_id, name, given, at=story.tick()))
 

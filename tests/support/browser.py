@@ -20,7 +20,7 @@ MISSING = "chromium is not installed; run: apt-get install chromium"
 WIDE, NARROW = ViewportSize(width=1600, height=900), ViewportSize(width=390, height=844)
 
 AWAY = ("net::ERR_", "Failed to load resource")
-"""What a browser logs by itself about a request that failed."""
+"""Messages that a browser logs by itself about a request that failed."""
 
 
 @asynccontextmanager

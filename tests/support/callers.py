@@ -81,6 +81,9 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
         "RunAccepted": runs_pb.RunAcceptedRequest(
             session_id=session, run_id=f"new {run}", prompt="[]"
         ),
+        "UpdateRun": runs_pb.UpdateRunRequest(
+            run_id=run, prompt="[]", update_mask=FieldMask(paths=["prompt"])
+        ),
         "Cancel": runs_pb.CancelRequest(session_id=session),
         "CancelAll": runs_pb.CancelAllRequest(),
         "SubscribeRunComplete": runs_pb.SubscribeRunCompleteRequest(session_ids=[session]),
@@ -94,6 +97,9 @@ def request(method: str, session: str = "s-theirs", run: str = "r-theirs") -> Me
             session_id=session, title="t", update_mask=FieldMask(paths=["title"])
         ),
         "CreateSession": sessions_pb.CreateSessionRequest(session_id=f"new {session}"),
+        "ForkSession": sessions_pb.ForkSessionRequest(
+            session_id=session, new_session_id=f"fork of {session}"
+        ),
         "GetSession": sessions_pb.GetSessionRequest(session_id=session),
         "DeleteSession": sessions_pb.DeleteSessionRequest(session_id=session),
         "ListSessions": sessions_pb.ListSessionsRequest(),
@@ -300,4 +306,4 @@ async def _with_a_run(world: World) -> None:
     webhook = Webhook(
         key, "https://example.org/", (new_secret(),), WebhookFilter(), False, True, 1, 1
     )
-    await world.wire.store.webhooks.create(webhook)
+    await world.wire.store.webhooks.create(webhook, most=100)

@@ -14,11 +14,13 @@ from runlane_server.feed.feed import Feed
 from runlane_server.rpc.webhook_payload import WebhookPayload
 from runlane_server.store.base import Store
 from runlane_server.store.webhooks import Webhook, WebhookFilter
-from runlane_server.webhooks.attempts import Counts, Parts, Schedule, Slots
+from runlane_server.webhooks.attempts import OF_ALL, OF_TENANT, Counts, Parts, Schedule
 from runlane_server.webhooks.destination import Destinations
 from runlane_server.webhooks.dispatcher import Dispatcher
 from runlane_server.webhooks.registry import Webhooks
+from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.sender import Sender
+from runlane_server.webhooks.shares import Shares
 from support.story import TENANT
 
 QUICK = Schedule(delays=(0.02, 0.02, 0.02, 0.02), longest_pause=0.05)
@@ -74,7 +76,12 @@ class Node:
         await asyncio.wait([self.task])
 
 
-def new_node(store: Store, schedule: Schedule = QUICK, now: Callable[[], int] = real_time) -> Node:
+def new_node(
+    store: Store,
+    schedule: Schedule = QUICK,
+    now: Callable[[], int] = real_time,
+    keys: SecretKeys = NO_KEYS,
+) -> Node:
     feed = Feed(store)
     dispatcher = Dispatcher(f"node-{time.monotonic_ns()}", store)
     parts = Parts(
@@ -84,11 +91,12 @@ def new_node(store: Store, schedule: Schedule = QUICK, now: Callable[[], int] = 
         encode=WebhookPayload(store.store_id),
         now=now,
         last_input=dispatcher.last_input,
-        slots=Slots(),
+        slots=Shares(OF_ALL, OF_TENANT),
         counts=Counts(),
         schedule=schedule,
+        keys=keys,
     )
-    return Node(store, feed, dispatcher, Webhooks(store, dispatcher, LOCAL, now), parts)
+    return Node(store, feed, dispatcher, Webhooks(store, dispatcher, LOCAL, now, keys), parts)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from runlane.metadata import MetadataSource
 from runlane.wire import Wire
+from runlane_web.entry import Door as OtherDoor
 from runlane_web.gateway import Gateway, Limits
 from runlane_web.guard import Policy
 from runlane_web.routes import ROUTES, Route
@@ -66,7 +67,11 @@ def canonical(method: str) -> Route:
 
 @asynccontextmanager
 async def door(
-    target: str, policy: Policy = OWN, limits: Limits | None = None, port: int = 0
+    target: str,
+    policy: Policy = OWN,
+    limits: Limits | None = None,
+    port: int = 0,
+    more: Sequence[OtherDoor] = (),
 ) -> AsyncIterator[Door]:
     """Opens a door before the server at an address."""
     wire = Wire(
@@ -79,7 +84,7 @@ async def door(
     )
     address = Address(port=port)
     (bound,) = bind(address)
-    server = make_server(Gateway(wire, policy, limits), address)
+    server = make_server(Gateway(wire, policy, limits, more), address)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     host, port = bound.getsockname()[:2]
     headers = {"Authorization": f"Bearer {policy.token}"} if policy.token else {}

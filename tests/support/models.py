@@ -1,4 +1,4 @@
-"""What tests of agents with a language model share."""
+"""Shared parts of the tests of agents with a language model."""
 
 from __future__ import annotations
 

@@ -159,6 +159,9 @@ class Peer(
     async def RunAccepted(self, request: Any, context: Context) -> Any:
         return await self._play("RunAccepted", request, context)
 
+    async def UpdateRun(self, request: Any, context: Context) -> Any:
+        return await self._play("UpdateRun", request, context)
+
     async def Cancel(self, request: Any, context: Context) -> Any:
         return await self._play("Cancel", request, context)
 
@@ -200,6 +203,9 @@ class Peer(
 
     async def UpdateSession(self, request: Any, context: Context) -> Any:
         return await self._play("UpdateSession", request, context)
+
+    async def ForkSession(self, request: Any, context: Context) -> Any:
+        return await self._play("ForkSession", request, context)
 
     async def DeleteSession(self, request: Any, context: Context) -> Any:
         return await self._play("DeleteSession", request, context)

@@ -1,4 +1,4 @@
-"""A reader of a session for tests: what a stream tells it, and what it should."""
+"""A reader of a session for tests: what a stream said, and what it should have said."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def drain(stream: SessionStream) -> list[Step]:
 
 @dataclass
 class Picture:
-    """What somebody knows who reads all steps of one session in order."""
+    """The knowledge of a client that reads all steps of one session in order."""
 
     snapshots: int = 0
     known: dict[str, list[RunEvent]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the strictest providers refuse in the messages of a request, as they word it.
+"""Messages of a request that the strictest providers refuse, in their words.
 
 Each check is the rule of some provider: Mistral refuses a user message after a tool message and two
 user messages in a row, OpenAI a call without a result, Anthropic blank text, vLLM a system message

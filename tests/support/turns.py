@@ -15,6 +15,7 @@ from runlane_server.core.model import (
     Attachment,
     FinishReason,
     Message,
+    Origin,
     Part,
     Prompt,
     Role,
@@ -37,6 +38,7 @@ class LocalTurn:
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     traceparent: str = ""
     tenant: str = "default"
+    origin: Origin | None = None
     emitted: list[AgentEvent] = field(default_factory=list)
     steps: dict[str, str] = field(default_factory=dict)
     checkpoint: str = ""

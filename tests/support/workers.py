@@ -30,7 +30,7 @@ WORDS_PER_SECOND = 50
 
 
 class Counter:
-    """An agent that counts, at the pace of a language model, until it is told to end.
+    """An agent that counts, at the pace of a language model, until a test ends it.
 
     `said` is what it has emitted, by run: a second execution of a run would say everything again.
     """

@@ -26,6 +26,7 @@ STRICT = """
 IMPORTS = """
     import threading
     from runlane import ClientClosed, RunState
+    from runlane.harness import GatePoint
     from runlane_server.core.limits import Limits
     import pytest
 """
@@ -80,6 +81,15 @@ WITHOUT_AN_EVENT_LOOP = (
         runlane_sync_client.cancel("s")
         scripted_agent.wait_cancel_ignored("g")
         # The latch is never opened: the end of the test does not wait for it.
+
+    @pytest.mark.runlane(agent=shout)
+    def test_a_gate(runlane_sync_client, runlane_sync_harness):
+        with runlane_sync_harness.arm(GatePoint.BEFORE_ACTIVE) as gate:
+            handle = runlane_sync_client.run_accepted("s", "hello", allow_missing=True)
+            (arrival,) = gate.reached()
+            assert arrival.run_id == handle.run_id
+            assert len(runlane_sync_client.cancel("s").cancelled) == 1
+        assert handle.completed().state is RunState.CANCELLED
 """
 )
 
@@ -107,6 +117,12 @@ WITH_AN_EVENT_LOOP = (
             await latches.reached("h", timeout=0.01)
         with pytest.raises(TimeoutError, match="no run ignored a cancel at latch 'g' within"):
             await latches.cancel_ignored("g", timeout=0.01)
+
+    async def test_a_gate(runlane_client, runlane_harness):
+        async with await runlane_harness.arm("before_active") as gate:
+            handle = await runlane_client.run_accepted("s", "x", allow_missing=True)
+            await gate.reached()
+            assert (await handle.cancel()).cancelled
 
     @pytest.mark.runlane(store="sqlite")
     async def test_a_subscription_over_a_restart(runlane_server, runlane_client):
@@ -138,7 +154,7 @@ def test_tests_without_an_event_loop_and_with_pytest_asyncio(pytester: pytest.Py
         test_without=WITHOUT_AN_EVENT_LOOP, test_with=WITH_AN_EVENT_LOOP.format(mark="[]")
     )
     result = pytester.runpytest_subprocess(timeout=SECONDS)
-    result.assert_outcomes(passed=9)
+    result.assert_outcomes(passed=11)
     # With the installed package it is there by itself.
     result.stdout.fnmatch_lines(["plugins: *runlane-*"])
 
@@ -158,7 +174,7 @@ def test_tests_with_a_mark_for_their_event_loop(pytester: pytest.Pytester) -> No
         inner = WITH_AN_EVENT_LOOP.format(mark=f"pytest.mark.{plugin}")
         pytester.makepyfile(**{f"test_{plugin}": inner})
     result = pytester.runpytest_subprocess(timeout=SECONDS)
-    result.assert_outcomes(passed=4 * len(plugins))
+    result.assert_outcomes(passed=5 * len(plugins))
 
 
 def test_errors_of_users_are_reported_in_one_line(pytester: pytest.Pytester) -> None:
@@ -198,6 +214,10 @@ def test_errors_of_users_are_reported_in_one_line(pytester: pytest.Pytester) -> 
         def test_two_agents(scripted_agent):
             pass
 
+        @pytest.mark.runlane(harness=False)
+        def test_no_harness(runlane_sync_harness):
+            pass
+
         def test_too_late(runlane_server, request):
             request.getfixturevalue("scripted_agent")
 
@@ -214,7 +234,7 @@ def test_errors_of_users_are_reported_in_one_line(pytester: pytest.Pytester) -> 
             pytest.fail("on purpose")
     """)
     result = pytester.runpytest_subprocess(timeout=SECONDS)
-    result.assert_outcomes(passed=1, failed=2, errors=5)
+    result.assert_outcomes(passed=1, failed=2, errors=6)
     result.stdout.fnmatch_lines_random(
         [
             "runlane_server: * is not installed; run: pip install 'runlane[[]server[]]'",
@@ -222,6 +242,7 @@ def test_errors_of_users_are_reported_in_one_line(pytester: pytest.Pytester) -> 
             "@pytest.mark.runlane accepts the keywords agent, store, config, harness; not 'echo'",
             "runlane_server: there is no agent 'nobody'; *",
             "scripted_agent: @pytest.mark.runlane sets another agent",
+            "runlane_sync_harness: @pytest.mark.runlane sets harness=False",
             "scripted_agent: gates: only the agent 'scripted' has latches",
             "ERROR *runlane_server.*agent failed*session_id='s'*",
             "ValueError: out of words",

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 
 import pytest
 import structlog
 
 from runlane import FinishReason, RunState
 from runlane.harness import GatePoint, Harness
+from runlane.harness.sync import Harness as SyncHarness
 from runlane_server.agents.base import Turn
+from runlane_server.agents.scripted.latches import CHECK_SECONDS, UnknownLatch
 from runlane_server.agents.scripted.script import BadScript
 from runlane_server.core.errors import StartError
 from runlane_server.testing.logs import redirect_to_logging
@@ -95,6 +98,29 @@ def test_waiting_for_an_event_that_does_not_happen_raises_a_timeout_error() -> N
             server.gates.wait_cancel_ignored("g", timeout=0)
 
 
+def test_a_misspelt_latch_is_answered_at_once_with_the_latches_there_are() -> None:
+    with RunningServer("scripted") as server, server.sync_client() as client:
+        script = server.gates.script({"wait": "answering"}, {"wait": "done1"})
+        client.run_accepted("s", script, allow_missing=True)
+        for wait in (server.gates.wait_reached, server.gates.wait_cancel_ignored):
+            with pytest.raises(UnknownLatch) as error:
+                wait("anwsering")
+            assert str(error.value) == (
+                "no script waits at latch 'anwsering'; did you mean 'answering'? "
+                "The latches are: answering, done1"
+            )
+
+
+def test_a_latch_of_a_script_that_has_not_started_is_no_misspelling() -> None:
+    with RunningServer("scripted") as server, server.sync_client() as client:
+        script = server.gates.script({"wait": "done1"})
+        client.run_accepted("s", script, allow_missing=True)
+        longer = CHECK_SECONDS + 0.2
+        for name in ("done2", "elsewhere"):
+            with pytest.raises(TimeoutError, match="the scripts so far wait at: done1"):
+                server.gates.wait_reached(name, timeout=longer)
+
+
 def test_an_invalid_script_is_rejected_when_it_is_made() -> None:
     with pytest.raises(BadScript, match="step 2: exactly one of these is required"):
         Gatekeeper.script({"text": "a"}, {"sing": "b"})
@@ -165,6 +191,24 @@ def test_a_new_structlog_configuration_applies_to_the_server_too(
         run_one("echo")
     assert '"event": "stopped"' in capsys.readouterr().out
     assert len(structlog.get_config()["processors"]) == 1
+
+
+def test_a_thread_without_an_event_loop_can_arm_gates_and_advance_the_clock() -> None:
+    with (
+        RunningServer("echo", harness=True) as server,
+        SyncHarness(server.address) as harness,
+        server.sync_client() as client,
+    ):
+        before = harness.server()
+        assert harness.advance_clock(3600) - before.time >= timedelta(hours=1)
+        with harness.arm(GatePoint.BEFORE_ACTIVE, session_id="s") as gate:
+            handle = client.run_accepted("s", "x", allow_missing=True)
+            assert [each.run_id for each in gate.reached()] == [handle.run_id]
+            (armed,) = harness.gates()
+            assert (armed.gate_id, armed.point) == (gate.gate_id, gate.point)
+            assert len(client.cancel("s").cancelled) == 1
+        assert handle.completed(SECONDS).state is RunState.CANCELLED
+        assert harness.gates() == []
 
 
 async def test_a_harness_can_arm_gates_and_advance_the_clock() -> None:

@@ -15,7 +15,7 @@ UNSAFE = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|localStorage"
     r"|style=|<script>|\son\w+=\"|https?://(?!www\.w3\.org/2000/svg)"
 )
-"""What makes code or HTML of text, keeps a token too long, or loads from elsewhere."""
+"""Names that make code or HTML of text, keep a token too long, or load from elsewhere."""
 
 
 @pytest.fixture

@@ -316,7 +316,7 @@ async def test_text_that_tries_to_be_html_stays_text(chromium: Browser, tmp_path
 async def test_code_that_makes_html_or_asks_elsewhere_is_stopped(
     chromium: Browser, tmp_path: Path, code: str, error: str
 ) -> None:
-    """What keeps data from being code, should the console ever try."""
+    """The policy that keeps data from being code, should the console ever try."""
     async with world(chromium, tmp_path) as here:
         await here.tab.open()
         caught = "async () => { try { await " + code + " } catch (error) { return error.name } }"
@@ -624,7 +624,7 @@ async def travel_agent(turn: Turn) -> AsyncGenerator[AgentEvent, None]:
     if "Lisbon" not in whole_text(turn.prompt):
         yield TextDelta("Lisbon is mild in March: 18 °C, and the trams are not full yet.")
         return
-    yield ReasoningDelta("Two travellers, three nights. The centre is worth the price.")
+    yield ReasoningDelta("Two travellers, three nights. The centre justifies the price.")
     yield TextDelta("I look for rooms in the centre.")
     yield ToolCall("1", "find_hotel", json.dumps({"city": "Lisbon", "nights": 3}))
     yield ToolResult("1", "find_hotel", "Casa do Rio, 412 EUR")

@@ -206,7 +206,7 @@ async def test_a_caller_that_is_revoked_while_its_body_arrives_is_refused_before
     path: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known, "CONFIRMED_SECONDS", 0.0)
-    body = b"{" * 10_000  # whoever parses it answers 400
+    body = b"{" * 10_000  # the parser answers 400
     async with guarded(tmp_path) as world, door(world.wire.address, Policy()) as opened:
         reader, writer = await asyncio.open_connection(opened.host, opened.port)
         head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -61,14 +60,14 @@ def names(servers: NameServers) -> Iterator[Names]:
     names.close()
 
 
-async def hang(names: Names, servers: NameServers, tenant: str) -> list[asyncio.Task[Any]]:
-    """Takes every thread that a tenant may hold."""
+async def hang(
+    names: Names, servers: NameServers, tenant: str, count: int = LOOKUPS_OF_TENANT
+) -> list[asyncio.Task[Any]]:
+    """Takes threads, by default every one that a tenant may hold."""
     before = len(servers.asked)
-    tasks = [
-        asyncio.create_task(names.addresses(f"{n}.hangs", tenant)) for n in range(LOOKUPS_OF_TENANT)
-    ]
+    tasks = [asyncio.create_task(names.addresses(f"{n}.hangs", tenant)) for n in range(count)]
     async with asyncio.timeout(10):
-        while len(servers.asked) < before + LOOKUPS_OF_TENANT:
+        while len(servers.asked) < before + count:
             await asyncio.sleep(0)
     return tasks
 
@@ -86,6 +85,23 @@ async def test_r55_a_tenant_whose_names_hang_delays_no_other_tenant(
     assert await names.addresses("good.example", "bad") == ("127.0.0.1",)
 
 
+async def test_r55_tenants_whose_names_hang_together_leave_threads_for_others(
+    names: Names, servers: NameServers
+) -> None:
+    tenants = [f"bad{n}" for n in range(names_module.RESOLVERS // LOOKUPS_OF_TENANT)]
+    tasks = [
+        asyncio.create_task(names.addresses(f"{n}.hangs", tenant))
+        for tenant in tenants
+        for n in range(10)
+    ]
+    await asyncio.wait(tasks, timeout=0.5)
+    assert all(names.shares.held[tenant] for tenant in tenants)
+    for n in range(5):
+        assert await names.addresses("good.example", f"good{n}") == ("127.0.0.1",)
+    servers.opened.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_r55_a_lookup_counts_until_its_thread_returns(
     names: Names, servers: NameServers
 ) -> None:
@@ -99,7 +115,7 @@ async def test_r55_a_lookup_counts_until_its_thread_returns(
     assert len(servers.asked) == LOOKUPS_OF_TENANT
     servers.opened.set()
     async with asyncio.timeout(10):
-        while names._all._value < names_module.RESOLVERS:
+        while names.shares.free < names_module.RESOLVERS:
             await asyncio.sleep(0)
     assert await names.addresses("0.missing", "t") == ()
 
@@ -108,17 +124,16 @@ async def test_r55_a_lookup_counts_until_its_thread_returns(
 async def test_nothing_is_kept_of_a_tenant_that_resolves_no_name(names: Names) -> None:
     for n in range(20):
         await names.addresses("good.example", f"t{n}")
-    gc.collect()
-    assert not names._tenants
+    assert not names.shares.held
 
 
 async def test_all_threads_are_free_again_after_many_waited_in_vain(
     servers: NameServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names_module, "RESOLVERS", LOOKUPS_OF_TENANT)
+    monkeypatch.setattr(names_module, "RESOLVERS", 2)
     names = Names()
-    hanging = await hang(names, servers, "bad")
-    for _ in range(2 * LOOKUPS_OF_TENANT):
+    hanging = [task for n in range(2) for task in await hang(names, servers, f"bad{n}", 1)]
+    for _ in range(4):
         with pytest.raises(NamesBusy):
             await names.addresses("good.example", "good")
     servers.opened.set()

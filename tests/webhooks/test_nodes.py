@@ -10,7 +10,7 @@ import pytest
 from runlane_server.webhooks import dispatcher as dispatcher_module
 from support.deliveries import Node, delivering
 from support.endpoint import endpoint
-from support.postgres import postgres_store
+from support.postgres import plain, postgres_store
 from support.story import Story
 
 pytest.importorskip("asyncpg")
@@ -79,3 +79,36 @@ async def test_r55_another_node_goes_on_after_one_is_lost(nodes: tuple[Node, Nod
         await story.play("d")
         await served.until(lambda: served.run_ids() == ["a", "b", "c", "d"])
         assert len(served.accepted) == count + 1
+
+
+async def test_r55_nodes_share_the_webhooks_and_lose_no_event(
+    nodes: tuple[Node, Node], postgres_url: str
+) -> None:
+    async with endpoint() as served:
+        for _ in range(6):
+            await nodes[0].create(served.url)
+        leader, other = await leader_of(nodes)
+        story = Story(leader.store, "s")
+        await story.play("alone")
+        await served.until(lambda: len(served.accepted) == 6)
+        sent = {"alone"}
+        # Both are known to the cluster now, so the first one hands over what is beyond its share.
+        beside = await plain(postgres_url)
+        await beside.execute("INSERT INTO nodes (node_id, address) VALUES ('a', ''), ('b', '')")
+        await beside.close()
+        async with asyncio.timeout(10):
+            while not len(leader.dispatcher.deliveries) == len(other.dispatcher.deliveries) == 3:
+                name = f"r{len(sent)}"
+                await story.play(name)
+                sent.add(name)
+        assert not leader.dispatcher.deliveries.keys() & other.dispatcher.deliveries.keys()
+        await story.play("last")
+        sent.add("last")
+        names: dict[str, set[str]] = {}
+
+        def arrived() -> bool:
+            for it in served.accepted:
+                names.setdefault(it.data["runId"], set()).add(it.headers["webhook-id"])
+            return names.keys() == sent and all(len(ids) == 6 for ids in names.values())
+
+        await served.until(arrived)

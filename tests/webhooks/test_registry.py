@@ -23,8 +23,8 @@ async def test_r55_concurrent_creations_stay_within_the_limit(
     )
     refused = [it for it in made if isinstance(it, QuotaExceeded)]
     assert (len(made), len(refused)) == (40, 35)
-    assert await store.webhooks.count(TENANT) == 5
     page = await node.webhooks.list(TENANT, after=None, limit=9)
+    assert len(page.items) == 5
     await node.webhooks.delete(page.items[0].key)
     await node.create("http://127.0.0.1:9/")
     node.feed.close()

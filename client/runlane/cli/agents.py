@@ -21,6 +21,7 @@ _COLUMNS: tuple[Column[AgentInfo], ...] = (
     Column("DEFAULT", lambda agent: "default" if agent.is_default else ""),
     Column("IN USE", lambda agent: agent.slots_in_use),
     Column("LIMIT", lambda agent: "" if agent.slots_limit is None else agent.slots_limit),
+    Column("CAN", lambda agent: ", ".join(agent.can)),
 )
 
 
@@ -30,7 +31,8 @@ _COLUMNS: tuple[Column[AgentInfo], ...] = (
 def agents(settings: Settings, as_json: bool) -> None:
     """List the agents that you may use, with their state on the node that answers.
 
-    Columns in a pipe: name, kind, ready or not ready, default or nothing, slots in use, limit.
+    Columns in a pipe: name, kind, ready or not ready, default or nothing, slots in use, limit,
+    what its runs can do.
     """
     execute(settings, partial(_agents, as_json))
 

@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
+from runlane.cli import queue_edits  # noqa: F401 - adds its commands to `queue`
 from runlane.cli.agents import agents
 from runlane.cli.answer import answer
 from runlane.cli.cancel import cancel
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.follow import follow
+from runlane.cli.fork import fork
 from runlane.cli.lists import runs, wait
+from runlane.cli.mcp import mcp
 from runlane.cli.queue import queue, status
 from runlane.cli.run import run
 from runlane.cli.sessions import messages, sessions
@@ -56,6 +59,6 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 for command in (
     *(run, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages, agents),
-    *(status, webhooks, worker),
+    *(fork, status, webhooks, worker, mcp),
 ):
     runlane.add_command(command)

@@ -90,13 +90,14 @@ def cancel(
             receipts = (
                 await client.cancel(named, run_id=run, scope=CancelScope(scope), reason=reason),
             )
-        await _print(receipts, as_json=as_json)
+        await print_receipts(receipts, as_json=as_json)
         return FAILED if any(receipt.unreadable for receipt in receipts) else DONE
 
     execute(settings, work)
 
 
-async def _print(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
+async def print_receipts(receipts: tuple[CancelReceipt, ...], *, as_json: bool) -> None:
+    """Prints the receipts of a cancel."""
     if as_json:
         for receipt in receipts:
             echo(json_line(receipt))

@@ -6,19 +6,22 @@ import json
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from runlane.cli.base import DONE, FAILED, execute
-from runlane.cli.command import Command
+from runlane.cli.command import Command, Group
 from runlane.cli.connection import Settings
-from runlane.cli.output import Column, one_line, show, show_list, state_text
+from runlane.cli.output import Column, one_line, show, show_list, state_text, stderr_console
 from runlane.cli.params import count_option
 from runlane.cli.run_ids import find_session
 from runlane.cli.terminal import echo
 from runlane.client import Client
+from runlane.session_stream import SessionSnapshot
 from runlane.types import AgentInfo, Run, RunOrder, RunState
+
+RecordT = TypeVar("RecordT")
 
 _AT_WORK = (RunState.ACTIVE, RunState.INPUT_REQUIRED, RunState.CANCELLING, RunState.FOLDED)
 _WAITING = (RunState.ACCEPTED, RunState.QUEUED)
@@ -35,29 +38,70 @@ _COLUMNS: tuple[Column[Run], ...] = (
 )
 
 
-@click.command(cls=Command)
+class QueueGroup(Group):
+    """A group that lists unless its first argument names another command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the name of the default command before its arguments."""
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [list_queue.name or "", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=QueueGroup)
+def queue() -> None:
+    """List the runs that have not ended; edit, move, send and drop those that wait.
+
+    Without a command, it lists: `runlane queue SESSION` is `runlane queue list SESSION`.
+
+    \b
+    Examples:
+      runlane queue notes
+      runlane queue move 01a22a95 --first
+      runlane queue edit 01a22a95 --prompt "and in French"
+      runlane queue now 01a22a95 --interrupt
+    """
+
+
+@queue.command("list")
 @click.option("--total", is_flag=True, help="Print the number of runs to stderr.")
 @count_option("runs")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run.")
 @click.argument("session", required=False)
 @click.pass_obj
-def queue(
+def list_queue(
     settings: Settings, *, total: bool, count: int, as_json: bool, session: str | None
 ) -> None:
-    """List the runs that have not ended, of SESSION or of all sessions, in accept order.
+    """List the runs that have not ended: those of all sessions in accept order, or those of SESSION
+    in the order in which they start.
 
     SESSION is the id of a session, or its unique beginning.
 
     Columns in a pipe: accepted, session, seq, run, state, when busy, agent, prompt.
     """
-    execute(settings, partial(_queue, session, total, count, as_json))
+    if session is None:
+        execute(settings, partial(_queues, total, count, as_json))
+    else:
+        execute(settings, partial(_queue_of, session, total, count, as_json))
 
 
-async def _queue(
-    session: str | None, total: bool, count: int, as_json: bool, client: Client
-) -> int:
+async def _queue_of(session: str, total: bool, count: int, as_json: bool, client: Client) -> int:
+    """Prints the queue of one session, from the snapshot with which its stream begins."""
+    runs: tuple[Run, ...] = ()
+    async with client.subscribe_session(await find_session(client, session)) as stream:
+        first = (await anext(stream)).body
+    if isinstance(first, SessionSnapshot):
+        active = () if first.active_run is None else (first.active_run,)
+        runs = (*active, *first.folded, *first.queue)
+    if total:
+        stderr_console().print(f"{len(runs)} in all", style="dim")
+    shown = runs[: count or None]
+    await show(_each(shown), _COLUMNS, as_json=as_json, empty_note="no run has work")
+    return DONE
+
+
+async def _queues(total: bool, count: int, as_json: bool, client: Client) -> int:
     pager = client.list_runs(
-        None if session is None else await find_session(client, session),
         states=(*_AT_WORK, *_WAITING),
         order=RunOrder.EARLIEST_ACCEPTED,
         with_total_size=total,
@@ -106,9 +150,9 @@ async def _count(client: Client, states: tuple[RunState, ...]) -> int:
     return page.total_size or 0
 
 
-async def _each(agents: tuple[AgentInfo, ...]) -> AsyncIterator[AgentInfo]:
-    for agent in agents:
-        yield agent
+async def _each(records: tuple[RecordT, ...]) -> AsyncIterator[RecordT]:
+    for record in records:
+        yield record
 
 
 def _as_object(

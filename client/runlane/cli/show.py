@@ -50,6 +50,7 @@ def _fields(run: Run) -> Iterator[tuple[str, object]]:
     yield "attempt", _attempt(run)
     yield "timeout", None if run.timeout is None else f"{run.timeout.total_seconds():g}s"
     yield "folded into", run.folded_into
+    yield "revision", run.revision or None
     if run.run_complete is not None:
         yield from _fields_of_end(run.run_complete)
     yield from ((f"label {key}", value) for key, value in run.metadata.items())

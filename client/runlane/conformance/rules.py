@@ -62,6 +62,8 @@ RULES: Mapping[int, str] = MappingProxyType(
         43: "An input request expires: its default applies, or the run fails",
         44: "Input survives the loss of a node, and nobody is asked twice",
         45: "Subscribers learn of every input request and of its end",
+        46: "A waiting run can be edited, one that left the queue cannot",
+        47: "A move changes the order of the starts, and nothing else",
         50: "The stream of a session is a snapshot and everything after it",
         51: "The stream of a session resumes by cursor, exactly once",
         52: "The stream of a session has the order of its lane",

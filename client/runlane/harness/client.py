@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -153,7 +154,12 @@ class Harness:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         await self.close()
 
     async def server(self) -> Server:
@@ -286,7 +292,12 @@ class Harness:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A gate armed by this harness."""
+    """A gate armed by this harness; as a context manager it is released on exit.
+
+    Attributes:
+        gate_id: The id, for `Harness.await_gate` and `Harness.release`.
+        point: The point where it holds runs.
+    """
 
     gate_id: str
     point: GatePoint
@@ -303,7 +314,12 @@ class Gate:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         with suppress(GateNotFound):
             await self.release()
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _AgentAbility:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AgentAbilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentAbility.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGENT_ABILITY_UNSPECIFIED: _AgentAbility.ValueType  # 0
+    """No ability."""
+    AGENT_ABILITY_FOLD: _AgentAbility.ValueType  # 1
+    """Prompts accepted with FOLD may join a turn."""
+    AGENT_ABILITY_ASK: _AgentAbility.ValueType  # 2
+    """It may ask people."""
+    AGENT_ABILITY_STEPS: _AgentAbility.ValueType  # 3
+    """It may store results of steps, which later attempts do not repeat."""
+    AGENT_ABILITY_ATTACHMENTS: _AgentAbility.ValueType  # 4
+    """It gets attachments that are not text, such as images."""
+    AGENT_ABILITY_RESUME: _AgentAbility.ValueType  # 5
+    """A run that waits for people survives the loss of its node without consuming an attempt."""
+    AGENT_ABILITY_OUTLIVE: _AgentAbility.ValueType  # 6
+    """An active run continues while its node restarts."""
+
+class AgentAbility(_AgentAbility, metaclass=_AgentAbilityEnumTypeWrapper):
+    """Something that the runs of an agent can do. What is not listed they never do."""
+
+AGENT_ABILITY_UNSPECIFIED: AgentAbility.ValueType  # 0
+"""No ability."""
+AGENT_ABILITY_FOLD: AgentAbility.ValueType  # 1
+"""Prompts accepted with FOLD may join a turn."""
+AGENT_ABILITY_ASK: AgentAbility.ValueType  # 2
+"""It may ask people."""
+AGENT_ABILITY_STEPS: AgentAbility.ValueType  # 3
+"""It may store results of steps, which later attempts do not repeat."""
+AGENT_ABILITY_ATTACHMENTS: AgentAbility.ValueType  # 4
+"""It gets attachments that are not text, such as images."""
+AGENT_ABILITY_RESUME: AgentAbility.ValueType  # 5
+"""A run that waits for people survives the loss of its node without consuming an attempt."""
+AGENT_ABILITY_OUTLIVE: AgentAbility.ValueType  # 6
+"""An active run continues while its node restarts."""
+Global___AgentAbility: _TypeAlias = AgentAbility  # noqa: Y015
 
 @_typing.final
 class ListAgentsRequest(_message.Message):
@@ -71,6 +112,7 @@ class Agent(_message.Message):
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     SLOTS_IN_USE_FIELD_NUMBER: _builtins.int
     SLOTS_LIMIT_FIELD_NUMBER: _builtins.int
+    CAN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name: 1 to 63 lower-case letters, digits, `.`, `_` or `-`."""
     kind: _builtins.str
@@ -87,6 +129,12 @@ class Agent(_message.Message):
     """Maximum number of slots in use; unset: only the limit of all agents together applies. 0: the
     node accepts runs for the agent and executes none.
     """
+    @_builtins.property
+    def can(self) -> _containers.RepeatedScalarFieldContainer[Global___AgentAbility.ValueType]:
+        """What its runs can do. Code of your own and workers may do less than they could: an agent that never
+        takes folded prompts, for example, executes each of them as a turn of its own.
+        """
+
     def __init__(
         self,
         *,
@@ -96,10 +144,11 @@ class Agent(_message.Message):
         is_default: _builtins.bool = ...,
         slots_in_use: _builtins.int = ...,
         slots_limit: _builtins.int | None = ...,
+        can: _abc.Iterable[Global___AgentAbility.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_slots_limit", b"_slots_limit", "slots_limit", b"slots_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slots_limit", b"_slots_limit", "is_default", b"is_default", "kind", b"kind", "name", b"name", "ready", b"ready", "slots_in_use", b"slots_in_use", "slots_limit", b"slots_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slots_limit", b"_slots_limit", "can", b"can", "is_default", b"is_default", "kind", b"kind", "name", b"name", "ready", b"ready", "slots_in_use", b"slots_in_use", "slots_limit", b"slots_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__slots_limit: _TypeAlias = _typing.Literal["slots_limit"]  # noqa: Y015
     _WhichOneofArgType__slots_limit: _TypeAlias = _typing.Literal["_slots_limit", b"_slots_limit"]  # noqa: Y015

@@ -117,6 +117,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
     `active_run_id` has the one that is, empty for none.
     """
+    ERROR_REASON_ANCHOR_NOT_WAITING: _ErrorReason.ValueType  # 52
+    """FAILED_PRECONDITION: the run that `position` names does not wait in the queue of the run to move."""
+    ERROR_REASON_ALREADY_STARTED: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION: the run has left the queue, so it can be neither edited nor moved. The
+    metadata has its `state`, the run that it was `folded_into`, and the `active_run_id` of its
+    session; empty ones are left out.
+    """
+    ERROR_REASON_TURN_NOT_FOUND: _ErrorReason.ValueType  # 54
+    """NOT_FOUND: the session has no turn of this number. The metadata `last_turn` has its last one."""
+    ERROR_REASON_TURN_NOT_FINISHED: _ErrorReason.ValueType  # 55
+    """FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
+    the last one that can be used now.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -218,5 +231,18 @@ whether the change still applies.
 ERROR_REASON_ACTIVE_RUN_CHANGED: ErrorReason.ValueType  # 51
 """FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
 `active_run_id` has the one that is, empty for none.
+"""
+ERROR_REASON_ANCHOR_NOT_WAITING: ErrorReason.ValueType  # 52
+"""FAILED_PRECONDITION: the run that `position` names does not wait in the queue of the run to move."""
+ERROR_REASON_ALREADY_STARTED: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION: the run has left the queue, so it can be neither edited nor moved. The
+metadata has its `state`, the run that it was `folded_into`, and the `active_run_id` of its
+session; empty ones are left out.
+"""
+ERROR_REASON_TURN_NOT_FOUND: ErrorReason.ValueType  # 54
+"""NOT_FOUND: the session has no turn of this number. The metadata `last_turn` has its last one."""
+ERROR_REASON_TURN_NOT_FINISHED: ErrorReason.ValueType  # 55
+"""FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
+the last one that can be used now.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -366,6 +366,7 @@ class Run(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     LAST_EVENT_INDEX_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session of the run."""
     run_id: _builtins.str
@@ -375,7 +376,7 @@ class Run(_message.Message):
     state: Global___RunState.ValueType
     """The current state."""
     when_busy: Global___WhenBusy.ValueType
-    """The requested behaviour for a busy session."""
+    """The requested behaviour for a busy session, as it was last edited."""
     prompt_excerpt: _builtins.str
     """The first 256 characters of the prompt; the transcript has the full text."""
     max_attempts: _builtins.int
@@ -392,9 +393,11 @@ class Run(_message.Message):
     """The index of the run's last event so far. Pass it to SubscribeRun as `after_index` to receive
     only what follows.
     """
+    revision: _builtins.int
+    """The number of edits and moves of the run while it waited; UpdateRun takes it as a precondition."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's labels, unchanged."""
+        """The caller's labels, unchanged unless UpdateRun replaced them."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
@@ -441,10 +444,11 @@ class Run(_message.Message):
         agent: _builtins.str = ...,
         retry_policy: Global___RetryPolicy | None = ...,
         last_event_index: _builtins.int = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "ended_at", b"ended_at", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "agent", b"agent", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "last_event_index", b"last_event_index", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_seq", b"accept_seq", "accepted_at", b"accepted_at", "agent", b"agent", "attempt", b"attempt", "ended_at", b"ended_at", "folded_into", b"folded_into", "last_event_index", b"last_event_index", "max_attempts", b"max_attempts", "metadata", b"metadata", "prompt_excerpt", b"prompt_excerpt", "retry_policy", b"retry_policy", "revision", b"revision", "run_complete", b"run_complete", "run_id", b"run_id", "session_id", b"session_id", "started_at", b"started_at", "state", b"state", "timeout", b"timeout", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -942,6 +946,34 @@ class RunEvent(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Updated(_message.Message):
+        """The waiting run was edited. A move alone is no event."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REVISION_FIELD_NUMBER: _builtins.int
+        PROMPT_EXCERPT_FIELD_NUMBER: _builtins.int
+        WHEN_BUSY_FIELD_NUMBER: _builtins.int
+        revision: _builtins.int
+        """The revision of the run after the edit."""
+        prompt_excerpt: _builtins.str
+        """The first 256 characters of its prompt, as it is now."""
+        when_busy: Global___WhenBusy.ValueType
+        """What it does if its session is busy, as it is now."""
+        def __init__(
+            self,
+            *,
+            revision: _builtins.int = ...,
+            prompt_excerpt: _builtins.str = ...,
+            when_busy: Global___WhenBusy.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_excerpt", b"prompt_excerpt", "revision", b"revision", "when_busy", b"when_busy"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     INDEX_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
@@ -960,6 +992,7 @@ class RunEvent(_message.Message):
     INPUT_WITHDRAWN_FIELD_NUMBER: _builtins.int
     INPUT_EXPIRED_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The number of the event within the run, from 1."""
     @_builtins.property
@@ -1030,6 +1063,10 @@ class RunEvent(_message.Message):
     def resumed(self) -> Global___RunEvent.Resumed:
         """The attempt continues after input."""
 
+    @_builtins.property
+    def updated(self) -> Global___RunEvent.Updated:
+        """The run was edited while it waited."""
+
     def __init__(
         self,
         *,
@@ -1051,12 +1088,13 @@ class RunEvent(_message.Message):
         input_withdrawn: Global___RunEvent.InputWithdrawn | None = ...,
         input_expired: Global___RunEvent.InputExpired | None = ...,
         resumed: Global___RunEvent.Resumed | None = ...,
+        updated: Global___RunEvent.Updated | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result", "updated", b"updated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "index", b"index", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "custom", b"custom", "event", b"event", "folded", b"folded", "index", b"index", "input_answered", b"input_answered", "input_expired", b"input_expired", "input_requested", b"input_requested", "input_withdrawn", b"input_withdrawn", "reasoning_delta", b"reasoning_delta", "resumed", b"resumed", "run_complete", b"run_complete", "started", b"started", "step", b"step", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "artifact", "custom", "step", "input_requested", "input_answered", "input_withdrawn", "input_expired", "resumed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "text_delta", "reasoning_delta", "tool_call", "tool_result", "folded", "run_complete", "artifact", "custom", "step", "input_requested", "input_answered", "input_withdrawn", "input_expired", "resumed", "updated"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

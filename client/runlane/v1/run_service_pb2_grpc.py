@@ -50,6 +50,11 @@ class RunServiceStub(object):
                 request_serializer=runlane_dot_v1_dot_run__service__pb2.CancelAllRequest.SerializeToString,
                 response_deserializer=runlane_dot_v1_dot_run__service__pb2.CancelAllResponse.FromString,
                 _registered_method=True)
+        self.UpdateRun = channel.unary_unary(
+                '/runlane.v1.RunService/UpdateRun',
+                request_serializer=runlane_dot_v1_dot_run__service__pb2.UpdateRunRequest.SerializeToString,
+                response_deserializer=runlane_dot_v1_dot_run__service__pb2.UpdateRunResponse.FromString,
+                _registered_method=True)
         self.SubscribeRunComplete = channel.unary_stream(
                 '/runlane.v1.RunService/SubscribeRunComplete',
                 request_serializer=runlane_dot_v1_dot_run__service__pb2.SubscribeRunCompleteRequest.SerializeToString,
@@ -110,6 +115,15 @@ class RunServiceServicer(object):
 
     def CancelAll(self, request, context):
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateRun(self, request, context):
+        """Edits or moves a waiting run; the change is durable when the call returns. Refused with
+        ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
+        A repeated request returns the run and changes nothing, also after the run has started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +201,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CancelAll,
                     request_deserializer=runlane_dot_v1_dot_run__service__pb2.CancelAllRequest.FromString,
                     response_serializer=runlane_dot_v1_dot_run__service__pb2.CancelAllResponse.SerializeToString,
+            ),
+            'UpdateRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRun,
+                    request_deserializer=runlane_dot_v1_dot_run__service__pb2.UpdateRunRequest.FromString,
+                    response_serializer=runlane_dot_v1_dot_run__service__pb2.UpdateRunResponse.SerializeToString,
             ),
             'SubscribeRunComplete': grpc.unary_stream_rpc_method_handler(
                     servicer.SubscribeRunComplete,
@@ -306,6 +325,33 @@ class RunService(object):
             '/runlane.v1.RunService/CancelAll',
             runlane_dot_v1_dot_run__service__pb2.CancelAllRequest.SerializeToString,
             runlane_dot_v1_dot_run__service__pb2.CancelAllResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runlane.v1.RunService/UpdateRun',
+            runlane_dot_v1_dot_run__service__pb2.UpdateRunRequest.SerializeToString,
+            runlane_dot_v1_dot_run__service__pb2.UpdateRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class RunServiceStub:
     """
     CancelAll: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelAllRequest, _run_service_pb2.CancelAllResponse]
     """Cancels all runs that are accepted and not terminal, in all sessions of the caller."""
+    UpdateRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.UpdateRunRequest, _run_service_pb2.UpdateRunResponse]
+    """Edits or moves a waiting run; the change is durable when the call returns. Refused with
+    ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
+    A repeated request returns the run and changes nothing, also after the run has started.
+    """
     SubscribeRunComplete: _grpc.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunCompleteRequest, _run_service_pb2.SubscribeRunCompleteResponse]
     """Streams the terminal event of every matching run, each exactly once and in order. The first
     message is a progress mark with the start cursor of the subscription. After a lost connection,
@@ -84,6 +89,11 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     CancelAll: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelAllRequest, _run_service_pb2.CancelAllResponse]  # type: ignore[assignment]
     """Cancels all runs that are accepted and not terminal, in all sessions of the caller."""
+    UpdateRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.UpdateRunRequest, _run_service_pb2.UpdateRunResponse]  # type: ignore[assignment]
+    """Edits or moves a waiting run; the change is durable when the call returns. Refused with
+    ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
+    A repeated request returns the run and changes nothing, also after the run has started.
+    """
     SubscribeRunComplete: _aio.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunCompleteRequest, _run_service_pb2.SubscribeRunCompleteResponse]  # type: ignore[assignment]
     """Streams the terminal event of every matching run, each exactly once and in order. The first
     message is a progress mark with the start cursor of the subscription. After a lost connection,
@@ -139,6 +149,17 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.CancelAllResponse, _abc.Awaitable[_run_service_pb2.CancelAllResponse]]:
         """Cancels all runs that are accepted and not terminal, in all sessions of the caller."""
+
+    @_abc_1.abstractmethod
+    def UpdateRun(
+        self,
+        request: _run_service_pb2.UpdateRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.UpdateRunResponse, _abc.Awaitable[_run_service_pb2.UpdateRunResponse]]:
+        """Edits or moves a waiting run; the change is durable when the call returns. Refused with
+        ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
+        A repeated request returns the run and changes nothing, also after the run has started.
+        """
 
     @_abc_1.abstractmethod
     def SubscribeRunComplete(

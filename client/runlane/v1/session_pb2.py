@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from runlane.v1 import run_pb2 as runlane_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18runlane/v1/session.proto\x12\nrunlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xec\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x33\n\x08metadata\x18\x03 \x03(\x0b\x32!.runlane.v1.Session.MetadataEntry\x12\x0c\n\x04\x62usy\x18\x04 \x01(\x08\x12\x15\n\ractive_run_id\x18\x05 \x01(\t\x12\x14\n\x0cwaiting_runs\x18\x06 \x01(\x05\x12 \n\x05usage\x18\x07 \x01(\x0b\x32\x11.runlane.v1.Usage\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf7\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x13\n\treasoning\x18\x02 \x01(\tH\x00\x12)\n\ttool_call\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x04 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x12,\n\nattachment\x18\x05 \x01(\x0b\x32\x16.runlane.v1.AttachmentH\x00\x12(\n\x08\x61rtifact\x18\x06 \x01(\x0b\x32\x14.runlane.v1.ArtifactH\x00\x12\x10\n\x06result\x18\x07 \x01(\tH\x00\x42\x06\n\x04part\"\xff\x01\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.runlane.v1.Role\x12\x1f\n\x05parts\x18\x04 \x03(\x0b\x32\x10.runlane.v1.Part\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x12\r\n\x05model\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04turn\x18\x08 \x01(\x03\x12\x11\n\tcontinues\x18\t \x01(\x08*N\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x12\n\x0eROLE_ASSISTANT\x10\x02\x12\r\n\tROLE_TOOL\x10\x03\x42-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18runlane/v1/session.proto\x12\nrunlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\x97\x03\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x33\n\x08metadata\x18\x03 \x03(\x0b\x32!.runlane.v1.Session.MetadataEntry\x12\x0c\n\x04\x62usy\x18\x04 \x01(\x08\x12\x15\n\ractive_run_id\x18\x05 \x01(\t\x12\x14\n\x0cwaiting_runs\x18\x06 \x01(\x05\x12 \n\x05usage\x18\x07 \x01(\x0b\x32\x11.runlane.v1.Usage\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12)\n\x06origin\x18\x0c \x01(\x0b\x32\x19.runlane.v1.SessionOrigin\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"1\n\rSessionOrigin\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\x03\"\xf7\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x13\n\treasoning\x18\x02 \x01(\tH\x00\x12)\n\ttool_call\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x04 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x12,\n\nattachment\x18\x05 \x01(\x0b\x32\x16.runlane.v1.AttachmentH\x00\x12(\n\x08\x61rtifact\x18\x06 \x01(\x0b\x32\x14.runlane.v1.ArtifactH\x00\x12\x10\n\x06result\x18\x07 \x01(\tH\x00\x42\x06\n\x04part\"\xff\x01\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.runlane.v1.Role\x12\x1f\n\x05parts\x18\x04 \x03(\x0b\x32\x10.runlane.v1.Part\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x12\r\n\x05model\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04turn\x18\x08 \x01(\x03\x12\x11\n\tcontinues\x18\t \x01(\x08*N\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x12\n\x0eROLE_ASSISTANT\x10\x02\x12\r\n\tROLE_TOOL\x10\x03\x42-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z+runlane.example/gen/go/runlane/v1;runlanev1'
   _globals['_SESSION_METADATAENTRY']._loaded_options = None
   _globals['_SESSION_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=970
-  _globals['_ROLE']._serialized_end=1048
+  _globals['_ROLE']._serialized_start=1064
+  _globals['_ROLE']._serialized_end=1142
   _globals['_SESSION']._serialized_start=96
-  _globals['_SESSION']._serialized_end=460
-  _globals['_SESSION_METADATAENTRY']._serialized_start=413
-  _globals['_SESSION_METADATAENTRY']._serialized_end=460
-  _globals['_PART']._serialized_start=463
-  _globals['_PART']._serialized_end=710
-  _globals['_MESSAGE']._serialized_start=713
-  _globals['_MESSAGE']._serialized_end=968
+  _globals['_SESSION']._serialized_end=503
+  _globals['_SESSION_METADATAENTRY']._serialized_start=456
+  _globals['_SESSION_METADATAENTRY']._serialized_end=503
+  _globals['_SESSIONORIGIN']._serialized_start=505
+  _globals['_SESSIONORIGIN']._serialized_end=554
+  _globals['_PART']._serialized_start=557
+  _globals['_PART']._serialized_end=804
+  _globals['_MESSAGE']._serialized_start=807
+  _globals['_MESSAGE']._serialized_end=1062
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,7 @@ from runlane.v1 import run_pb2 as runlane_dot_v1_dot_run__pb2
 from runlane.v1 import session_pb2 as runlane_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n runlane/v1/session_service.proto\x12\nrunlane.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xbb\x01\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..runlane.v1.CreateSessionRequest.MetadataEntry\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x15\x43reateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\xfa\x01\n\x14UpdateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05title\x18\x03 \x01(\t\x12@\n\x08metadata\x18\x04 \x03(\x0b\x32..runlane.v1.UpdateSessionRequest.MetadataEntry\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x15UpdateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\x81\x03\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12?\n\x08metadata\x18\x04 \x03(\x0b\x32-.runlane.v1.ListSessionsRequest.MetadataEntry\x12\x11\n\x04\x62usy\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x30\n\x0c\x63reated_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05order\x18\x08 \x01(\x0e\x32\x18.runlane.v1.SessionOrder\x12\x17\n\x0fwith_total_size\x18\t \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_busy\"\x89\x01\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\x12\x1d\n\x15total_size_is_minimum\x18\x04 \x01(\x08\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"`\n\x13ListMessagesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\"V\n\x14ListMessagesResponse\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x17SubscribeSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07\x63ursors\x18\x02 \x03(\t\x12\x13\n\x0bwith_deltas\x18\x03 \x01(\x08\"\xc9\x07\n\x18SubscribeSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x41\n\x08snapshot\x18\x03 \x01(\x0b\x32-.runlane.v1.SubscribeSessionResponse.SnapshotH\x00\x12\x44\n\trun_event\x18\x04 \x01(\x0b\x32/.runlane.v1.SubscribeSessionResponse.RunEventOfH\x00\x12N\n\x0fsession_changed\x18\x05 \x01(\x0b\x32\x33.runlane.v1.SubscribeSessionResponse.SessionChangedH\x00\x12J\n\rqueue_changed\x18\x06 \x01(\x0b\x32\x31.runlane.v1.SubscribeSessionResponse.QueueChangedH\x00\x12\x41\n\x08progress\x18\x07 \x01(\x0b\x32-.runlane.v1.SubscribeSessionResponse.ProgressH\x00\x1a\x81\x02\n\x08Snapshot\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\x12#\n\nactive_run\x18\x02 \x01(\x0b\x32\x0f.runlane.v1.Run\x12$\n\x06output\x18\x03 \x03(\x0b\x32\x14.runlane.v1.RunEvent\x12\x1e\n\x05queue\x18\x04 \x03(\x0b\x32\x0f.runlane.v1.Run\x12\x30\n\x0einput_requests\x18\x05 \x03(\x0b\x32\x18.runlane.v1.InputRequest\x12\x11\n\tcontinues\x18\x06 \x01(\x08\x12\x1f\n\x06\x66olded\x18\x07 \x03(\x0b\x32\x0f.runlane.v1.Run\x1a\x41\n\nRunEventOf\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.runlane.v1.RunEvent\x1a[\n\x0eSessionChanged\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\x12#\n\nactive_run\x18\x02 \x01(\x0b\x32\x0f.runlane.v1.Run\x1a>\n\x0cQueueChanged\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12\x1d\n\x04runs\x18\x02 \x03(\x0b\x32\x0f.runlane.v1.Run\x1a\x34\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05\x65vent*s\n\x0cSessionOrder\x12\x1d\n\x19SESSION_ORDER_UNSPECIFIED\x10\x00\x12 \n\x1cSESSION_ORDER_LATEST_CREATED\x10\x01\x12\"\n\x1eSESSION_ORDER_EARLIEST_CREATED\x10\x02\x32\xe6\x04\n\x0eSessionService\x12T\n\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12K\n\nGetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12T\n\rUpdateSession\x12 .runlane.v1.UpdateSessionRequest\x1a!.runlane.v1.UpdateSessionResponse\x12Q\n\x0cListSessions\x12\x1f.runlane.v1.ListSessionsRequest\x1a .runlane.v1.ListSessionsResponse\x12T\n\rDeleteSession\x12 .runlane.v1.DeleteSessionRequest\x1a!.runlane.v1.DeleteSessionResponse\x12Q\n\x0cListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponse\x12_\n\x10SubscribeSession\x12#.runlane.v1.SubscribeSessionRequest\x1a$.runlane.v1.SubscribeSessionResponse0\x01\x42-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n runlane/v1/session_service.proto\x12\nrunlane.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xbb\x01\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..runlane.v1.CreateSessionRequest.MetadataEntry\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x15\x43reateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"Q\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61t_turn\x18\x02 \x01(\x03\x12\x16\n\x0enew_session_id\x18\x03 \x01(\t\";\n\x13\x46orkSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\xfa\x01\n\x14UpdateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05title\x18\x03 \x01(\t\x12@\n\x08metadata\x18\x04 \x03(\x0b\x32..runlane.v1.UpdateSessionRequest.MetadataEntry\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x15UpdateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\"\x81\x03\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12?\n\x08metadata\x18\x04 \x03(\x0b\x32-.runlane.v1.ListSessionsRequest.MetadataEntry\x12\x11\n\x04\x62usy\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x30\n\x0c\x63reated_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05order\x18\x08 \x01(\x0e\x32\x18.runlane.v1.SessionOrder\x12\x17\n\x0fwith_total_size\x18\t \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_busy\"\x89\x01\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\x12\x1d\n\x15total_size_is_minimum\x18\x04 \x01(\x08\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"`\n\x13ListMessagesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\"V\n\x14ListMessagesResponse\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x17SubscribeSessionRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x0f\n\x07\x63ursors\x18\x02 \x03(\t\x12\x13\n\x0bwith_deltas\x18\x03 \x01(\x08\"\xc9\x07\n\x18SubscribeSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x41\n\x08snapshot\x18\x03 \x01(\x0b\x32-.runlane.v1.SubscribeSessionResponse.SnapshotH\x00\x12\x44\n\trun_event\x18\x04 \x01(\x0b\x32/.runlane.v1.SubscribeSessionResponse.RunEventOfH\x00\x12N\n\x0fsession_changed\x18\x05 \x01(\x0b\x32\x33.runlane.v1.SubscribeSessionResponse.SessionChangedH\x00\x12J\n\rqueue_changed\x18\x06 \x01(\x0b\x32\x31.runlane.v1.SubscribeSessionResponse.QueueChangedH\x00\x12\x41\n\x08progress\x18\x07 \x01(\x0b\x32-.runlane.v1.SubscribeSessionResponse.ProgressH\x00\x1a\x81\x02\n\x08Snapshot\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\x12#\n\nactive_run\x18\x02 \x01(\x0b\x32\x0f.runlane.v1.Run\x12$\n\x06output\x18\x03 \x03(\x0b\x32\x14.runlane.v1.RunEvent\x12\x1e\n\x05queue\x18\x04 \x03(\x0b\x32\x0f.runlane.v1.Run\x12\x30\n\x0einput_requests\x18\x05 \x03(\x0b\x32\x18.runlane.v1.InputRequest\x12\x11\n\tcontinues\x18\x06 \x01(\x08\x12\x1f\n\x06\x66olded\x18\x07 \x03(\x0b\x32\x0f.runlane.v1.Run\x1a\x41\n\nRunEventOf\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.runlane.v1.RunEvent\x1a[\n\x0eSessionChanged\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Session\x12#\n\nactive_run\x18\x02 \x01(\x0b\x32\x0f.runlane.v1.Run\x1a>\n\x0cQueueChanged\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12\x1d\n\x04runs\x18\x02 \x03(\x0b\x32\x0f.runlane.v1.Run\x1a\x34\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05\x65vent*s\n\x0cSessionOrder\x12\x1d\n\x19SESSION_ORDER_UNSPECIFIED\x10\x00\x12 \n\x1cSESSION_ORDER_LATEST_CREATED\x10\x01\x12\"\n\x1eSESSION_ORDER_EARLIEST_CREATED\x10\x02\x32\xb6\x05\n\x0eSessionService\x12T\n\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12N\n\x0b\x46orkSession\x12\x1e.runlane.v1.ForkSessionRequest\x1a\x1f.runlane.v1.ForkSessionResponse\x12K\n\nGetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12T\n\rUpdateSession\x12 .runlane.v1.UpdateSessionRequest\x1a!.runlane.v1.UpdateSessionResponse\x12Q\n\x0cListSessions\x12\x1f.runlane.v1.ListSessionsRequest\x1a .runlane.v1.ListSessionsResponse\x12T\n\rDeleteSession\x12 .runlane.v1.DeleteSessionRequest\x1a!.runlane.v1.DeleteSessionResponse\x12Q\n\x0cListMessages\x12\x1f.runlane.v1.ListMessagesRequest\x1a .runlane.v1.ListMessagesResponse\x12_\n\x10SubscribeSession\x12#.runlane.v1.SubscribeSessionRequest\x1a$.runlane.v1.SubscribeSessionResponse0\x01\x42-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,52 +43,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATESESSIONREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONORDER']._serialized_start=2698
-  _globals['_SESSIONORDER']._serialized_end=2813
+  _globals['_SESSIONORDER']._serialized_start=2842
+  _globals['_SESSIONORDER']._serialized_end=2957
   _globals['_CREATESESSIONREQUEST']._serialized_start=188
   _globals['_CREATESESSIONREQUEST']._serialized_end=375
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_start=328
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_end=375
   _globals['_CREATESESSIONRESPONSE']._serialized_start=377
   _globals['_CREATESESSIONRESPONSE']._serialized_end=438
-  _globals['_GETSESSIONREQUEST']._serialized_start=440
-  _globals['_GETSESSIONREQUEST']._serialized_end=479
-  _globals['_GETSESSIONRESPONSE']._serialized_start=481
-  _globals['_GETSESSIONRESPONSE']._serialized_end=539
-  _globals['_UPDATESESSIONREQUEST']._serialized_start=542
-  _globals['_UPDATESESSIONREQUEST']._serialized_end=792
+  _globals['_FORKSESSIONREQUEST']._serialized_start=440
+  _globals['_FORKSESSIONREQUEST']._serialized_end=521
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=523
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=582
+  _globals['_GETSESSIONREQUEST']._serialized_start=584
+  _globals['_GETSESSIONREQUEST']._serialized_end=623
+  _globals['_GETSESSIONRESPONSE']._serialized_start=625
+  _globals['_GETSESSIONRESPONSE']._serialized_end=683
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=686
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=936
   _globals['_UPDATESESSIONREQUEST_METADATAENTRY']._serialized_start=328
   _globals['_UPDATESESSIONREQUEST_METADATAENTRY']._serialized_end=375
-  _globals['_UPDATESESSIONRESPONSE']._serialized_start=794
-  _globals['_UPDATESESSIONRESPONSE']._serialized_end=855
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=858
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1243
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=938
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=999
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1002
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1387
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._serialized_start=328
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._serialized_end=375
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1246
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1383
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1385
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1427
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1429
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1452
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=1454
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=1550
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1552
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1638
-  _globals['_SUBSCRIBESESSIONREQUEST']._serialized_start=1640
-  _globals['_SUBSCRIBESESSIONREQUEST']._serialized_end=1724
-  _globals['_SUBSCRIBESESSIONRESPONSE']._serialized_start=1727
-  _globals['_SUBSCRIBESESSIONRESPONSE']._serialized_end=2696
-  _globals['_SUBSCRIBESESSIONRESPONSE_SNAPSHOT']._serialized_start=2152
-  _globals['_SUBSCRIBESESSIONRESPONSE_SNAPSHOT']._serialized_end=2409
-  _globals['_SUBSCRIBESESSIONRESPONSE_RUNEVENTOF']._serialized_start=2411
-  _globals['_SUBSCRIBESESSIONRESPONSE_RUNEVENTOF']._serialized_end=2476
-  _globals['_SUBSCRIBESESSIONRESPONSE_SESSIONCHANGED']._serialized_start=2478
-  _globals['_SUBSCRIBESESSIONRESPONSE_SESSIONCHANGED']._serialized_end=2569
-  _globals['_SUBSCRIBESESSIONRESPONSE_QUEUECHANGED']._serialized_start=2571
-  _globals['_SUBSCRIBESESSIONRESPONSE_QUEUECHANGED']._serialized_end=2633
-  _globals['_SUBSCRIBESESSIONRESPONSE_PROGRESS']._serialized_start=2635
-  _globals['_SUBSCRIBESESSIONRESPONSE_PROGRESS']._serialized_end=2687
-  _globals['_SESSIONSERVICE']._serialized_start=2816
-  _globals['_SESSIONSERVICE']._serialized_end=3430
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1390
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1527
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1529
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1571
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1573
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1596
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=1598
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=1694
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1696
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1782
+  _globals['_SUBSCRIBESESSIONREQUEST']._serialized_start=1784
+  _globals['_SUBSCRIBESESSIONREQUEST']._serialized_end=1868
+  _globals['_SUBSCRIBESESSIONRESPONSE']._serialized_start=1871
+  _globals['_SUBSCRIBESESSIONRESPONSE']._serialized_end=2840
+  _globals['_SUBSCRIBESESSIONRESPONSE_SNAPSHOT']._serialized_start=2296
+  _globals['_SUBSCRIBESESSIONRESPONSE_SNAPSHOT']._serialized_end=2553
+  _globals['_SUBSCRIBESESSIONRESPONSE_RUNEVENTOF']._serialized_start=2555
+  _globals['_SUBSCRIBESESSIONRESPONSE_RUNEVENTOF']._serialized_end=2620
+  _globals['_SUBSCRIBESESSIONRESPONSE_SESSIONCHANGED']._serialized_start=2622
+  _globals['_SUBSCRIBESESSIONRESPONSE_SESSIONCHANGED']._serialized_end=2713
+  _globals['_SUBSCRIBESESSIONRESPONSE_QUEUECHANGED']._serialized_start=2715
+  _globals['_SUBSCRIBESESSIONRESPONSE_QUEUECHANGED']._serialized_end=2777
+  _globals['_SUBSCRIBESESSIONRESPONSE_PROGRESS']._serialized_start=2779
+  _globals['_SUBSCRIBESESSIONRESPONSE_PROGRESS']._serialized_end=2831
+  _globals['_SESSIONSERVICE']._serialized_start=2960
+  _globals['_SESSIONSERVICE']._serialized_end=3654
 # @@protoc_insertion_point(module_scope)

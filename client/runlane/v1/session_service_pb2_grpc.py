@@ -40,6 +40,11 @@ class SessionServiceStub(object):
                 request_serializer=runlane_dot_v1_dot_session__service__pb2.CreateSessionRequest.SerializeToString,
                 response_deserializer=runlane_dot_v1_dot_session__service__pb2.CreateSessionResponse.FromString,
                 _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/runlane.v1.SessionService/ForkSession',
+                request_serializer=runlane_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=runlane_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/runlane.v1.SessionService/GetSession',
                 request_serializer=runlane_dot_v1_dot_session__service__pb2.GetSessionRequest.SerializeToString,
@@ -78,6 +83,17 @@ class SessionServiceServicer(object):
 
     def CreateSession(self, request, context):
         """Creates a session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """Creates a session that begins with a copy of the transcript of another one, up to a turn. The
+        source stays as it is, and either session can be deleted without the other. Title, labels and agent
+        of the new session are those of the source. Repeating the call with the same new_session_id returns
+        the session that the first one created. A large transcript takes a while; the copy continues if the
+        caller leaves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +154,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     request_deserializer=runlane_dot_v1_dot_session__service__pb2.CreateSessionRequest.FromString,
                     response_serializer=runlane_dot_v1_dot_session__service__pb2.CreateSessionResponse.SerializeToString,
             ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=runlane_dot_v1_dot_session__service__pb2.ForkSessionRequest.FromString,
+                    response_serializer=runlane_dot_v1_dot_session__service__pb2.ForkSessionResponse.SerializeToString,
+            ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
                     request_deserializer=runlane_dot_v1_dot_session__service__pb2.GetSessionRequest.FromString,
@@ -197,6 +218,33 @@ class SessionService(object):
             '/runlane.v1.SessionService/CreateSession',
             runlane_dot_v1_dot_session__service__pb2.CreateSessionRequest.SerializeToString,
             runlane_dot_v1_dot_session__service__pb2.CreateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runlane.v1.SessionService/ForkSession',
+            runlane_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+            runlane_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,13 @@ class SessionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
     CreateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_service_pb2.CreateSessionResponse]
     """Creates a session."""
+    ForkSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_service_pb2.ForkSessionResponse]
+    """Creates a session that begins with a copy of the transcript of another one, up to a turn. The
+    source stays as it is, and either session can be deleted without the other. Title, labels and agent
+    of the new session are those of the source. Repeating the call with the same new_session_id returns
+    the session that the first one created. A large transcript takes a while; the copy continues if the
+    caller leaves.
+    """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
     """Returns a session."""
     UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]
@@ -63,6 +70,13 @@ class SessionServiceAsyncStub(SessionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_service_pb2.CreateSessionResponse]  # type: ignore[assignment]
     """Creates a session."""
+    ForkSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_service_pb2.ForkSessionResponse]  # type: ignore[assignment]
+    """Creates a session that begins with a copy of the transcript of another one, up to a turn. The
+    source stays as it is, and either session can be deleted without the other. Title, labels and agent
+    of the new session are those of the source. Repeating the call with the same new_session_id returns
+    the session that the first one created. A large transcript takes a while; the copy continues if the
+    caller leaves.
+    """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Returns a session."""
     UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]  # type: ignore[assignment]
@@ -94,6 +108,19 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.CreateSessionResponse, _abc.Awaitable[_session_service_pb2.CreateSessionResponse]]:
         """Creates a session."""
+
+    @_abc_1.abstractmethod
+    def ForkSession(
+        self,
+        request: _session_service_pb2.ForkSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.ForkSessionResponse, _abc.Awaitable[_session_service_pb2.ForkSessionResponse]]:
+        """Creates a session that begins with a copy of the transcript of another one, up to a turn. The
+        source stays as it is, and either session can be deleted without the other. Title, labels and agent
+        of the new session are those of the source. Repeating the call with the same new_session_id returns
+        the session that the first one created. A large transcript takes a while; the copy continues if the
+        caller leaves.
+        """
 
     @_abc_1.abstractmethod
     def GetSession(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from runlane.convert import origin
 from runlane.types import Message
 from runlane.worker.events import AgentEvent, FoldedPrompt, Prompt, prompt_from
 from runlane.worker.questions import Questions
@@ -51,6 +52,8 @@ class Turn:
         metadata: The caller's labels.
         traceparent: The span of this attempt (W3C Trace Context); empty if the run is in no trace.
         deadline: When the run times out; None if it has no timeout.
+        origin: What the session is a fork of; None if it is none. A worker with a memory of its own
+            that does not know the session yet can begin from what it knows of the origin.
     """
 
     def __init__(self, given: pb.WorkResponse.Turn, calls: Calls) -> None:
@@ -65,6 +68,7 @@ class Turn:
         self.deadline: datetime | None = (
             given.deadline.ToDatetime(UTC) if given.HasField("deadline") else None
         )
+        self.origin = origin(given.origin) if given.HasField("origin") else None
         self._calls = calls
         self._working: set[str] = set()
         self._questions = Questions()

@@ -14,10 +14,4 @@ pub mod harness {
     }
 }
 
-/// Calls of processes that execute runs: `runlane.worker.v1`.
-pub mod worker {
-    #[allow(clippy::all, rustdoc::all)]
-    pub mod v1 {
-        include!("generated/runlane.worker.v1.rs");
-    }
-}
+pub mod worker;

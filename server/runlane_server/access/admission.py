@@ -72,6 +72,19 @@ class Admission:
             return None
         return self._check_stored(tenant, quota) or self._check_rate(tenant, quota)
 
+    def storage_refusal(self, tenant: str, size: int) -> QuotaExceeded | None:
+        """Why a tenant may not store `size` bytes more at once; None if it may."""
+        return self._check_stored(tenant, self._book.of(tenant), size)
+
+    def edit_refusal(self, tenant: str, *, grows: bool) -> QuotaExceeded | None:
+        """Why a tenant may not update a run; None if it may. It consumes a token like an accept;
+        `grows`: the update may store more."""
+        quota = self._book.of(tenant)
+        if quota is NO_LIMIT:
+            return None
+        full = self._check_stored(tenant, quota) if grows else None
+        return full or self._check_rate(tenant, quota)
+
     def begin(self, tenant: str) -> None:
         """Counts an accept in progress as a waiting run, until `end`."""
         self._in_progress[tenant] = self._in_progress.get(tenant, 0) + 1
@@ -88,9 +101,9 @@ class Admission:
             return None
         return quota_exceeded(tenant, "max_waiting_runs", most, retry_after=RETRY_AFTER)
 
-    def _check_stored(self, tenant: str, quota: Quota) -> QuotaExceeded | None:
+    def _check_stored(self, tenant: str, quota: Quota, size: int = 0) -> QuotaExceeded | None:
         most = quota.max_stored_bytes
-        if most is None or self._stored.of(tenant) < most:
+        if most is None or self._stored.of(tenant) + size < most:
             return None
         # No retry delay: waiting is futile until something is deleted.
         return quota_exceeded(tenant, "max_stored_bytes", most)

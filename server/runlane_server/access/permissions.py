@@ -17,6 +17,7 @@ _HARNESS = "/runlane.harness.v1.HarnessService/"
 REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
     {
         _RUNS + "RunAccepted": Role.RUN,
+        _RUNS + "UpdateRun": Role.RUN,
         _RUNS + "Cancel": Role.RUN,
         _RUNS + "CancelAll": Role.RUN,
         _RUNS + "SubscribeRunComplete": Role.READ,
@@ -27,6 +28,7 @@ REQUIRED_ROLES: Mapping[str, Role] = MappingProxyType(
         _RUNS + "ListInputRequests": Role.READ,
         _RUNS + "AnswerInput": Role.ANSWER,
         _SESSIONS + "CreateSession": Role.RUN,
+        _SESSIONS + "ForkSession": Role.RUN,
         _SESSIONS + "GetSession": Role.READ,
         _SESSIONS + "UpdateSession": Role.RUN,
         _SESSIONS + "DeleteSession": Role.ADMIN,

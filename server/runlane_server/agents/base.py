@@ -12,6 +12,7 @@ from runlane.worker.questions import Approval
 from runlane_server.core.model import (
     FinishReason,
     Message,
+    Origin,
     Prompt,
     ReasoningDelta,
     SessionKey,
@@ -94,6 +95,11 @@ class Turn(Protocol):
     def traceparent(self) -> str:
         """The span of this attempt, to be sent along with requests (W3C Trace Context); empty if
         the run is in no trace."""
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the session is a fork of; None if it is none. An agent with a memory of its own that
+        does not know the session yet may begin with what it knows of the origin."""
 
     async def history(self) -> Sequence[Message]:
         """The transcript before this turn, the oldest message first.

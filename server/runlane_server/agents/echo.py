@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 
+from runlane_server.agents.abilities import Ability
 from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.agents.text import attached_texts
 from runlane_server.core.model import Prompt, TextDelta
@@ -28,6 +29,8 @@ class EchoAgent:
 
     def __init__(self, *, delay: float = 0.0) -> None:
         self._delay = delay
+
+    abilities = frozenset({Ability.FOLD})
 
     async def start(self) -> None:
         """Does nothing: the agent is always ready."""

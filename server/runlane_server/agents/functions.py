@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from runlane.worker.threads import AgentFunction, ThreadTurn, call_function, innermost
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt, Turn
-from runlane_server.core.model import Message, Prompt, TextDelta
+from runlane_server.core.model import Message, Origin, Prompt, TextDelta
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -27,6 +27,7 @@ class BlockingTurn(ThreadTurn):
         self.prompt: Prompt = turn.prompt
         self.metadata: Mapping[str, str] = turn.metadata
         self.traceparent: str = turn.traceparent
+        self.origin: Origin | None = turn.origin
 
     def history(self) -> Sequence[Message]:
         """The transcript before this turn. Raises CancelledError after a cancel."""

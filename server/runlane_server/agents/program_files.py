@@ -54,8 +54,8 @@ def replace_file(path: Path, content: bytes) -> None:
 class NewFiles:
     """A new directory in `parent`, for files that a program is to read.
 
-    Made before the program starts, it stays the one that is written to, whatever the program puts
-    in its place.
+    Made before the program starts, it stays the one that is written to, also if the
+    program puts something in its place.
     """
 
     def __init__(self, parent: Path) -> None:

@@ -214,7 +214,7 @@ def _check_form(question: Question, value: Json) -> None:
 
 
 def value_of(question: Question, answer: Answer) -> Json:
-    """What the agent gets: an `Approval`, the choice, the object of the form, or the text."""
+    """The agent's value: an `Approval`, the choice, the object of the form, or the text."""
     value = json.loads(answer.value_json)
     if question.kind is not InputKind.APPROVAL:
         return value

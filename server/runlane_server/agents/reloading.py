@@ -9,6 +9,7 @@ from contextlib import aclosing
 import structlog
 
 from runlane.worker.reload import Code
+from runlane_server.agents.abilities import Ability, abilities_of
 from runlane_server.agents.base import Agent, AgentError, AgentEvent, KeepsSessions, Turn
 from runlane_server.core.errors import StartError
 from runlane_server.core.model import SessionKey
@@ -30,6 +31,11 @@ class ReloadingAgent:
     def resumable(self) -> bool:
         """Whether it may be called again while it waits for input."""
         return bool(getattr(self._current, "resumable", False))
+
+    @property
+    def abilities(self) -> tuple[Ability, ...]:
+        """The abilities of the code as it is."""
+        return abilities_of(self._current)
 
     async def start(self) -> None:
         """Starts the agent."""

@@ -60,6 +60,9 @@ _BODIES: Mapping[type[Any], Callable[[Any], model.EventBody]] = MappingProxyType
         runlane.InputWithdrawn: lambda body: model.InputWithdrawn(body.input_request_id),
         runlane.InputExpired: lambda body: model.InputExpired(body.input_request_id),
         runlane.Resumed: lambda body: model.Resumed(body.attempt),
+        runlane.Updated: lambda body: model.Updated(
+            body.revision, body.prompt_excerpt, model.WhenBusy(body.when_busy)
+        ),
     }
 )
 """Converts events of the client. The terminal event is missing: it is read from the store, with

@@ -112,6 +112,16 @@ class Config:
         metavar="[HOST:]PORT",
         without="no HTTP",
     )
+    a2a: str = setting(
+        "",
+        Topic.LISTENING,
+        click.STRING,
+        "Serve the A2A protocol on --http; URL is that address as callers see it, such as "
+        "http://127.0.0.1:8080. For a card, gRPC and other options of A2A run runlane-web. "
+        "Requires the extra 'a2a'.",
+        metavar="URL",
+        without="no A2A",
+    )
     harness: bool = setting(
         False,
         Topic.LISTENING,
@@ -437,6 +447,17 @@ class Config:
         click.BOOL,
         "Deliver to webhooks whose endpoint has not answered a challenge. Only where every tenant "
         "may send requests to any address.",
+    )
+
+    webhook_keys: str | None = setting(
+        None,
+        Topic.WEBHOOKS,
+        _FILE,
+        "File of keys that encrypt the secrets of webhooks in the store: base64 of 32 bytes, one a "
+        "line, the current one first, read at the start. Other users must not have access to it. "
+        "Requires the extra 'secrets'.",
+        metavar="FILE",
+        without="no encryption",
     )
 
     # --- Observability

@@ -10,7 +10,8 @@
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
     ├── SessionNotFound, SessionExists, SessionBusy, EditConflict, ActiveRunChanged
-    ├── RunNotFound, RunIdConflict, RunDeleted
+    ├── TurnNotFound, TurnNotFinished
+    ├── RunNotFound, RunIdConflict, RunDeleted, AlreadyStarted, AnchorNotWaiting
     ├── InputNotFound, InputClosed
     ├── AgentNotFound
     ├── WebhookNotFound, WebhookChanged
@@ -30,8 +31,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 
@@ -141,6 +143,14 @@ class EditConflict(RunlaneError):
 
     reason = "EDIT_CONFLICT"
 
+    @classmethod
+    def of_run(cls, run_id: str, revision: int) -> EditConflict:
+        """Builds the error for a run, which is at this revision."""
+        return cls(
+            f"revision: run {run_id!r} is at revision {revision}; read it again",
+            metadata={"run_id": run_id, "revision": str(revision)},
+        )
+
 
 class SessionBusy(RunlaneError):
     """The session has work, and the call requires an idle session (R27)."""
@@ -181,6 +191,38 @@ class RunDeleted(RunlaneError):
         return cls(
             f"run {run_id!r} was executed before, and its session was deleted;"
             " use a new run id to execute the prompt again"
+        )
+
+
+class AlreadyStarted(RunlaneError):
+    """The run has left the queue (R46); the metadata has its state and the active run."""
+
+    reason = "ALREADY_STARTED"
+
+    @classmethod
+    def of(
+        cls, run_id: str, *, state: str = "", folded_into: str = "", active: str = ""
+    ) -> AlreadyStarted:
+        """Builds the error; what is not known, or is not there, is empty."""
+        found = {"state": state, "folded_into": folded_into, "active_run_id": active}
+        return cls(
+            f"run {run_id!r} has left the queue{f' and is {state}' if state else ''}",
+            metadata={"run_id": run_id, **{name: it for name, it in found.items() if it}},
+        )
+
+
+class AnchorNotWaiting(RunlaneError):
+    """The run that a move refers to does not wait in the same queue (R46)."""
+
+    reason = "ANCHOR_NOT_WAITING"
+
+    @classmethod
+    def of(cls, anchor: str, run_id: str) -> AnchorNotWaiting:
+        """Builds the error for one anchor."""
+        return cls(
+            f"position: run {anchor!r} does not wait in the queue of run {run_id!r}, or has begun"
+            " its turn",
+            metadata={"run_id": run_id, "anchor_run_id": anchor},
         )
 
 
@@ -233,6 +275,35 @@ class ActiveRunChanged(RunlaneError):
             f"expected_active_run_id: run {expected!r} is not the active run of session"
             f" {session_id!r}; {found}",
             metadata={"session_id": session_id, "active_run_id": active},
+        )
+
+
+class TurnNotFound(RunlaneError):
+    """The transcript has no turn of this number."""
+
+    reason = "TURN_NOT_FOUND"
+
+    @classmethod
+    def of(cls, session_id: str, turn: int, last: int) -> TurnNotFound:
+        """Builds the error for one turn; `last` is the last one that there is."""
+        return cls(
+            f"at_turn: session {session_id!r} has no turn {turn}; its last turn is {last}",
+            metadata={"session_id": session_id, "last_turn": str(last)},
+        )
+
+
+class TurnNotFinished(RunlaneError):
+    """The turn, or one before it, belongs to a run that has not ended."""
+
+    reason = "TURN_NOT_FINISHED"
+
+    @classmethod
+    def of(cls, session_id: str, turn: int, finished: int) -> TurnNotFinished:
+        """Builds the error for one turn; all turns up to `finished` have ended."""
+        return cls(
+            f"at_turn: turn {turn} of session {session_id!r} has not finished, or one before it has"
+            f" not; fork at turn {finished}, or wait for the end of the run",
+            metadata={"session_id": session_id, "finished_turn": str(finished)},
         )
 
 
@@ -323,9 +394,10 @@ class GateNotFound(RunlaneError):
     reason = "GATE_NOT_FOUND"
 
     @classmethod
-    def of(cls, gate_id: str) -> GateNotFound:
-        """Builds the error for one gate."""
-        return cls(f"no gate {gate_id!r} is armed")
+    def of(cls, gate_id: str, armed: Iterable[str]) -> GateNotFound:
+        """Builds the error for one gate, with those that are armed."""
+        listed = ", ".join(islice(armed, 20)) or "none"
+        return cls(f"no gate {gate_id!r} is armed; armed gates: {listed}")
 
 
 class Unsupported(RunlaneError):

@@ -32,7 +32,7 @@ class InputState(StrEnum):
 
 
 class Question(NamedTuple):
-    """What an agent asks.
+    """A question of an agent.
 
     `key` names the question within its run: the same key gets the same answer (R44). `tool_name`
     and `arguments_json` are for an approval, `choices` for a choice, `schema_json` for a form.

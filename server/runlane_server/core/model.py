@@ -243,7 +243,8 @@ class RunComplete(NamedTuple):
 
 class Run(NamedTuple):
     """A stored run. `complete` is set once the run has ended; `agent` is empty for a run from
-    before agents had names; `last_event_index` is that of its last event when it was read."""
+    before agents had names; `last_event_index` is that of its last event when it was read. See
+    `LaneRun` for `revision` and `last_update`."""
 
     session_id: str
     run_id: str
@@ -264,11 +265,22 @@ class Run(NamedTuple):
     agent: str = ""
     retry: RetryPolicy | None = None
     last_event_index: int = 0
+    revision: int = 0
+    last_update: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The session that a fork began as a copy of, up to and with its turn `turn`."""
+
+    session_id: str
+    turn: int
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A stored session. `agent` is the agent of its runs that name none, empty for the default."""
+    """A stored session. `agent` is the agent of its runs that name none, empty for the default;
+    `origin` is None unless the session is a fork."""
 
     session_id: str
     title: str
@@ -279,6 +291,7 @@ class Session:
     created_at: Micros
     updated_at: Micros
     agent: str = ""
+    origin: Origin | None = None
 
     @property
     def busy(self) -> bool:
@@ -476,6 +489,15 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Updated:
+    """The waiting run was edited (R46). `when_busy` is the value of a WhenBusy."""
+
+    revision: int
+    prompt_excerpt: str
+    when_busy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Corrupt:
     """The event cannot be read from the store; only its index and its time are known."""
 
@@ -496,6 +518,7 @@ EventBody: TypeAlias = (
     | InputWithdrawn
     | InputExpired
     | Resumed
+    | Updated
     | RunComplete
     | Corrupt
 )

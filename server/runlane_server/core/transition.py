@@ -26,6 +26,7 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.turn import DraftMessage
+from runlane_server.core.update import RunEdit
 
 Reply_co = TypeVar("Reply_co", covariant=True, default=object)
 """The type of the reply that a caller gets once the transition of its command is committed."""
@@ -41,6 +42,7 @@ class LaneRun(NamedTuple):
     id of the node where it is active, empty unless the store is shared. `agent` is empty for a run
     from before agents had names. `failures` counts the attempts that its agent failed, and
     `not_before` is when the next one may start; 0 for a run that waits for no retry (R38).
+    `revision` counts the updates while it waited, and `last_update` is the digest of the last one.
     """
 
     run_id: str
@@ -64,6 +66,8 @@ class LaneRun(NamedTuple):
     failures: int = 0
     not_before: Micros = 0
     asking: RunInput = NO_INPUT
+    revision: int = 0
+    last_update: str = ""
 
 
 class Reservation(NamedTuple):
@@ -169,11 +173,13 @@ class Lane(NamedTuple):
 
 
 class RunChange(NamedTuple):
-    """A run after a transition; with its request if it is new, and its end if it ended."""
+    """A run after a transition; with its request if it is new, its end if it ended, and what was
+    updated of it."""
 
     run: LaneRun
     request: RunRequest | None = None
     complete: RunComplete | None = None
+    edit: RunEdit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +273,10 @@ class Transition(NamedTuple, Generic[Reply_co]):
         merged = {change.run.run_id: change for change in self.runs}
         for change in later.runs:
             before = merged.get(change.run.run_id)
-            request = change.request if before is None else before.request
-            merged[change.run.run_id] = change._replace(request=request)
+            if before is not None:
+                edit = change.edit if before.edit is None else before.edit.then(change.edit)
+                change = change._replace(request=before.request, edit=edit)  # noqa: PLW2901
+            merged[change.run.run_id] = change
         return Transition(
             later.lane,
             tuple(merged.values()),
@@ -317,4 +325,6 @@ def describe(
         agent=run.agent,
         retry=request.retry,
         last_event_index=run.events,
+        revision=run.revision,
+        last_update=run.last_update,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
+from runlane_server.agents.abilities import Ability, abilities_of
 from runlane_server.agents.base import Agent, KeepsSessions
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.workers import Workers
@@ -38,6 +39,7 @@ class AgentState(NamedTuple):
     is_default: bool
     slots_in_use: int
     slots_limit: int | None
+    can: tuple[Ability, ...] = ()
 
 
 class AgentTable:
@@ -97,6 +99,7 @@ class AgentTable:
                 each.name == self.names.default,
                 self.room.in_use(each.name),
                 self.room.limit(each.name),
+                abilities_of(each.agent),
             )
             for each in self
         )

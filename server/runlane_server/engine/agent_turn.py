@@ -19,6 +19,7 @@ from runlane_server.core.model import (
     Attachment,
     KeptPart,
     Message,
+    Origin,
     Part,
     Prompt,
     Reasoning,
@@ -112,6 +113,7 @@ class AgentTurn:
         self.prompt = Prompt("")
         self.metadata: Mapping[str, str] = NO_LABELS
         self.traceparent = job.trace
+        self.origin: Origin | None = None
         self._job = job
         self._store = store
         self._fold = fold
@@ -122,7 +124,10 @@ class AgentTurn:
         self._journal = StepJournal(store, job.run_key, job.run, store_step)
 
     async def load(self) -> None:
-        """Loads the prompt and the metadata, from the store if necessary."""
+        """Loads the prompt and the metadata, from the store if necessary, and the origin."""
+        if self._job.run.turn > 1:  # a fork has turns before its own
+            session = await retry_read(self._store, lambda: self._store.get_session(self._job.key))
+            self.origin = None if session is None else session.origin
         request = self._job.request
         if request is not None:
             self.prompt, self.metadata = request.prompt, request.metadata

@@ -42,7 +42,6 @@ from runlane_server.core.errors import (
 from runlane_server.core.limits import Limits, prompt_errors
 from runlane_server.core.model import (
     NO_LABELS,
-    NO_USAGE,
     CancelScope,
     Micros,
     Prompt,
@@ -60,12 +59,14 @@ from runlane_server.engine.agent_table import AgentState, AgentTable
 from runlane_server.engine.cancel_all import CancelAll, CancelledPage
 from runlane_server.engine.editing import SessionChange, edit_session
 from runlane_server.engine.executor import Executor, NodeSettings
+from runlane_server.engine.forking import ForkAdmission, ForkRequest, Forks
 from runlane_server.engine.inputs import Inputs
 from runlane_server.engine.mailbox import Command, OnCommit
 from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
 from runlane_server.engine.run_log import log_accepted
 from runlane_server.engine.safe_observer import SafeObserver
+from runlane_server.engine.updates import Updates
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import monotonic_clock
 from runlane_server.harness.gates import Gates, Point
@@ -137,6 +138,14 @@ class Coordinator:
         )
         self._lanes = self._executor.lanes
         self.inputs = Inputs(self._lanes, store, self.now)
+        self._forks = Forks(store, self.now)
+        self.updates = Updates(
+            self._lanes,
+            store,
+            limits=lambda: self.limits,
+            admission=self._admission,
+            stored=self.stored,
+        )
 
     # --- Start and stop -----------------------------------------------------------------------
 
@@ -550,12 +559,44 @@ class Coordinator:
             raise refusal
         key = SessionKey(tenant, session_id or self._new_id())
         at = self.now()
+        made = NewSession(key, at, title, metadata, agent)
         try:
-            await self.store.create_session(NewSession(key, at, title, metadata, agent))
+            await self.store.create_session(made)
         except SessionTaken:
             raise SessionExists(f"session {key.session_id!r} exists already") from None
         self.stored.add(tenant, SESSION_BYTES + session_weight(title, metadata))
-        return Session(key.session_id, title, metadata, "", 0, NO_USAGE, at, at, agent)
+        return made.as_session()
+
+    async def fork_session(
+        self,
+        session_id: str,
+        new_session_id: str = "",
+        *,
+        at_turn: int = 0,
+        allowed_agents: frozenset[str] | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Session:
+        """Creates a session that begins with a copy of the transcript of another one.
+
+        The copy ends with turn `at_turn`; 0: the last one that has finished. Title, labels and
+        agent are those of the source, which stays as it is. A missing id is generated; with an id,
+        a repeated call returns the session that the first one created. `allowed_agents` are those
+        that the caller may use, None: all.
+
+        Raises SessionMissing, SessionNotFound, SessionExists, TurnNotFound, TurnNotFinished,
+        AgentNotFound, PermissionDenied, Draining and QuotaExceeded.
+        """
+        if not session_id:
+            raise _session_missing()
+        self._check_not_draining()
+
+        new = SessionKey(tenant, new_session_id or self._new_id())
+        return await self._forks.fork(
+            ForkRequest(SessionKey(tenant, session_id), new, at_turn),
+            ForkAdmission(
+                self._admission, self.stored, self._agents.names.limited_to(allowed_agents), tenant
+            ),
+        )
 
     async def update_session(
         self,

@@ -592,7 +592,8 @@ class Lanes:
             changes = transition.runs
             change = next(change for change in changes if change.run.run_id == active.run_id)
             request = change.request or self._requests.take(RunKey(key.tenant, active.run_id))
-            self._actions.start_agent(key, active, request)
+            # An update is not in the request, and another node may have made it.
+            self._actions.start_agent(key, active, None if active.revision else request)
         elif was is not None and was.host != active.host and not active.asking.parked:
             self._restart(key, active)
         elif newly_cancelled(before, transition.lane) is not None:

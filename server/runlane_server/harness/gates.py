@@ -129,7 +129,7 @@ class Gates:
     def _gate(self, gate_id: str) -> Gate:
         gate = self._gates.get(gate_id)
         if gate is None:
-            raise GateNotFound.of(gate_id)
+            raise GateNotFound.of(gate_id, self._gates)
         return gate
 
     # --- Shutdown and start of the node ---------------------------------------------------------

@@ -85,7 +85,7 @@ class Server:
         self._on_deleted: Callable[[SessionKey], None] = self._early.append
 
     def lines(self) -> BufferedReader:
-        """What the server sends."""
+        """The messages that the server sends."""
         return self._connection.makefile("rb")
 
     def send(self, *words: str) -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from runlane_server.agents.abilities import OF_CODE, OF_MODEL
 from runlane_server.agents.declaration import AgentDeclaration
 from runlane_server.agents.loader import AgentSettings, agent_kind, load_agent
 from runlane_server.agents.processes.agent import ProcessAgent
@@ -76,9 +77,10 @@ def _in_processes(config: Config, declared: AgentDeclaration, socket: AgentSocke
         "slots": math.ceil(slots / max(1, count)),
     }
     specs = [_spec(settings, f"{declared.name}#{number}") for number in range(1, count + 1)]
-    agent = ProcessAgent(declared.name, specs)
+    kind = agent_kind(declared.spec)
+    agent = ProcessAgent(declared.name, specs, OF_MODEL if kind == "chat" else OF_CODE)
     socket.admit(secret, agent.workers)
-    return DeclaredAgent(declared.name, agent, agent_kind(declared.spec), declared.slots)
+    return DeclaredAgent(declared.name, agent, kind, declared.slots)
 
 
 def _spec(settings: Mapping[str, object], worker_id: str) -> ProcessSpec:

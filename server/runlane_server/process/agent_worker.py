@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import astuple
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ from runlane_server.core.model import (
     Attachment,
     FinishReason,
     Message,
+    Origin,
     Part,
     Prompt,
     Reasoning,
@@ -46,8 +48,8 @@ from runlane_server.engine.agent_code import EXITS, AgentCode
 from runlane_server.engine.agent_output import ReportCheck, describe, run_error
 
 _NOT_HERE = (
-    "{} cannot be used by an agent in a process of its own; start the server with"
-    " --agent-processes 0"
+    "an agent in a process of its own cannot continue from a checkpoint, as pydantic-ai does after"
+    " an approval; start the server with --agent-processes 0"
 )
 
 _NEVER = (1 << 31) - 1
@@ -162,6 +164,7 @@ class _WorkerTurn:
         self.prompt = _prompt(turn.prompt)
         self.metadata: Mapping[str, str] = turn.metadata
         self.traceparent = turn.traceparent
+        self.origin = None if turn.origin is None else Origin(*astuple(turn.origin))
         self.tenant = turn.tenant
         self.deadline: datetime | None = turn.deadline
         self._turn = turn
@@ -184,17 +187,18 @@ class _WorkerTurn:
 
     checkpoint = ""
 
-    async def ask(self, *_: Any, **__: Any) -> Any:
-        """Raises AgentError."""
-        raise AgentError(_NOT_HERE.format("turn.ask"))
+    async def ask(self, text: str, **how: Any) -> Any:
+        """Asks people. Without an answer the run leaves this process, and starts again in any of
+        the agent's once it has one (R44)."""
+        return await self._turn.ask(text, **how)
 
     async def ask_and_leave(self, *_: Any) -> bool:
         """Raises AgentError."""
-        raise AgentError(_NOT_HERE.format("turn.ask_and_leave"))
+        raise AgentError(_NOT_HERE)
 
     async def answer_to(self, key: str) -> Any:
         """Raises AgentError."""
-        raise AgentError(_NOT_HERE.format("turn.answer_to"))
+        raise AgentError(_NOT_HERE)
 
     async def step(self, key: str, work: Callable[[], Any]) -> Any:
         """Does the work of a step unless its result is stored."""

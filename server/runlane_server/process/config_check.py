@@ -15,6 +15,7 @@ from runlane_server.process.node import load_agents
 from runlane_server.process.security import access_file, node_ca, security_problems, server_tls
 from runlane_server.store.open import open_store
 from runlane_server.telemetry import metrics_server, trace_export
+from runlane_server.webhooks.secret_keys import SecretKeys
 
 Check = Callable[[Config], object]
 
@@ -53,6 +54,7 @@ _CHECKS: tuple[Check, ...] = (
     node_ca,
     lambda config: open_store(config.store_url),
     load_agents,
+    lambda config: SecretKeys.read(config.webhook_keys),
     lambda config: event_loop_kind(config.event_loop),
     _telemetry,
 )

@@ -13,11 +13,13 @@ from uuid_utils import uuid7
 from runlane_server.config import Config
 from runlane_server.engine.coordinator import Coordinator
 from runlane_server.rpc.webhook_payload import WebhookPayload
-from runlane_server.webhooks.attempts import Counts, Parts, Slots
+from runlane_server.webhooks.attempts import OF_ALL, OF_TENANT, Counts, Parts
 from runlane_server.webhooks.destination import Destinations
 from runlane_server.webhooks.dispatcher import Dispatcher
 from runlane_server.webhooks.registry import Webhooks
+from runlane_server.webhooks.secret_keys import SecretKeys
 from runlane_server.webhooks.sender import Sender
+from runlane_server.webhooks.shares import Shares
 
 log = structlog.get_logger()
 
@@ -29,7 +31,8 @@ class NodeWebhooks:
         store = coordinator.store
         destinations = Destinations(tuple(map(ip_network, config.webhook_allow_network)))
         self.dispatcher = Dispatcher(str(uuid7()), store)
-        self.registry = Webhooks(store, self.dispatcher, destinations, coordinator.now)
+        keys = SecretKeys.read(config.webhook_keys)
+        self.registry = Webhooks(store, self.dispatcher, destinations, coordinator.now, keys)
         self._parts = Parts(
             store=store,
             feed=coordinator.feed,
@@ -37,8 +40,9 @@ class NodeWebhooks:
             encode=WebhookPayload(store.store_id),
             now=coordinator.now,
             last_input=self.dispatcher.last_input,
-            slots=Slots(),
+            slots=Shares(OF_ALL, OF_TENANT),
             counts=counts,
+            keys=keys,
             challenges=not config.webhook_unconfirmed,
         )
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -61,6 +62,8 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def check_http(config: Config) -> None:
     """Raises SettingsError if HTTP cannot be served with these settings."""
+    if config.a2a:
+        _check_a2a(config)
     if config.http is None:
         return
     require("uvicorn", "--http")
@@ -74,6 +77,17 @@ def check_http(config: Config) -> None:
         raise SettingsError(
             "--http: serves one process only; with --processes run runlane-web beside them"
         )
+
+
+def _check_a2a(config: Config) -> None:
+    if config.http is None:
+        raise SettingsError("--a2a: needs --http")
+    parts = urlsplit(config.a2a)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise SettingsError(
+            f"--a2a: {config.a2a!r} must be an address such as http://127.0.0.1:8080"
+        )
+    require("a2a", "--a2a")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,7 @@ class HttpDoor:
         own_token: True if callers need a token of the door's own, because the server checks none.
         on_health: Called with whether a process serves, whenever that changes.
         start_timeout: Seconds that a process has to say that it serves.
+        a2a: The address of the door as callers of A2A see it; empty: A2A is not served.
     """
 
     def __init__(
@@ -112,8 +127,10 @@ class HttpDoor:
         own_token: bool,
         on_health: Callable[[bool], Awaitable[None]] = _ignore,
         start_timeout: float = START_TIMEOUT,
+        a2a: str = "",
     ) -> None:
         self._sockets = sockets
+        self._a2a = a2a
         self._on_health = on_health
         self._start_timeout = start_timeout
         given = os.environ.get("RUNLANE_WEB_TOKEN", "").strip()
@@ -176,6 +193,8 @@ class HttpDoor:
         arguments = ["-S", str(self._sockets.server), "--listen", str(self._sockets.listen)]
         for descriptor in descriptors:
             arguments += ["--listen-fd", str(descriptor)]
+        if self._a2a:
+            arguments += ["--a2a", self._a2a]
         if self._token:
             arguments += ["--own-token", "--token-on-stdin"]
             if self._lines > 1:
@@ -295,7 +314,7 @@ async def http_door(
     if sockets is None:
         yield []
         return
-    door = HttpDoor(sockets, own_token=config.access is None, on_health=on_health)
+    door = HttpDoor(sockets, own_token=config.access is None, on_health=on_health, a2a=config.a2a)
     try:
         yield await door.start()
     finally:

@@ -44,4 +44,5 @@ def _agent(state: AgentState) -> pb.Agent:
         is_default=state.is_default,
         slots_in_use=state.slots_in_use,
         slots_limit=state.slots_limit,
+        can=[pb.AgentAbility.Value(f"AGENT_ABILITY_{each.name}") for each in state.can],
     )

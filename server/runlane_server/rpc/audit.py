@@ -22,6 +22,7 @@ _CHANGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "/runlane.v1.RunService/Cancel": ("session_id", "run_id"),
         "/runlane.v1.RunService/CancelAll": (),
+        "/runlane.v1.RunService/UpdateRun": ("run_id",),
         "/runlane.v1.RunService/AnswerInput": ("input_request_id",),
         "/runlane.v1.SessionService/UpdateSession": ("session_id",),
         "/runlane.v1.SessionService/DeleteSession": ("session_id",),

@@ -211,6 +211,7 @@ def run(record: model.Run) -> run_pb2.Run:
         run_complete=None if record.complete is None else run_complete(record.complete),
         agent=record.agent,
         last_event_index=record.last_event_index,
+        revision=record.revision,
         retry_policy=None if record.retry is None else retry_policy(record.retry),
     )
 
@@ -228,7 +229,12 @@ def session(record: model.Session) -> session_pb2.Session:
         updated_at=timestamp(record.updated_at),
         agent=record.agent,
         etag=record.etag,
+        origin=None if record.origin is None else origin(record.origin),
     )
+
+
+def origin(record: model.Origin) -> session_pb2.SessionOrigin:
+    return session_pb2.SessionOrigin(session_id=record.session_id, turn=record.turn)
 
 
 def cancelled_runs(receipt: Receipt) -> list[run_pb2.CancelledRun]:
@@ -376,5 +382,9 @@ def fill_run_event(  # noqa: C901 - one per kind
             event.step.CopyFrom(run_pb2.RunEvent.Step(key=key, result=json))
         case model.Folded(run_id, into_run_id):
             event.folded.CopyFrom(run_pb2.RunEvent.Folded(run_id=run_id, into_run_id=into_run_id))
+        case model.Updated(revision, excerpt, when_busy):
+            event.updated.revision = revision
+            event.updated.prompt_excerpt = excerpt
+            event.updated.when_busy = WHEN_BUSY[WhenBusy(when_busy)]
         case model.RunComplete() as complete:
             event.run_complete.CopyFrom(run_complete(complete))

@@ -60,6 +60,7 @@ _IDS = 8 << 10
 MAX_BYTES: Mapping[str, int] = MappingProxyType(
     {
         _RUNS + "RunAccepted": MAX_MESSAGE,
+        _RUNS + "UpdateRun": MAX_MESSAGE,
         _RUNS + "Cancel": _IDS,
         _RUNS + "CancelAll": _IDS,
         # 2,000 ids.
@@ -74,6 +75,7 @@ MAX_BYTES: Mapping[str, int] = MappingProxyType(
         # 64 labels of up to 4 KiB.
         _SESSIONS + "CreateSession": 512 << 10,
         _SESSIONS + "UpdateSession": 512 << 10,
+        _SESSIONS + "ForkSession": _IDS,
         _SESSIONS + "GetSession": _IDS,
         _SESSIONS + "DeleteSession": _IDS,
         # 8 labels of up to 4 KiB, to filter by.

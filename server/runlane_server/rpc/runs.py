@@ -24,7 +24,7 @@ from runlane_server.core.input import InputRequest
 from runlane_server.core.model import Run, RunComplete, RunKey
 from runlane_server.core.trace import log_fields, traceparent_of
 from runlane_server.engine.coordinator import Coordinator
-from runlane_server.rpc import convert, inputs, lists, validate
+from runlane_server.rpc import convert, inputs, lists, updates, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.event_cache import EventCache, RunEventCache
 from runlane_server.rpc.page import MESSAGE_BYTES, PAGE_BYTES, PageTokens, collect_page
@@ -81,6 +81,16 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             run=convert.run(acceptance.run),
             cursor=self._cursors.encode(tenant(), acceptance.position),
         )
+
+    async def UpdateRun(
+        self, request: pb.UpdateRunRequest, context: Context
+    ) -> pb.UpdateRunResponse:
+        """Edits or moves a waiting run (R46, R47)."""
+        bind_contextvars(run_id=request.run_id)
+        patch = updates.update_run(request)
+        run = await self._coordinator.updates.update(tenant(), request.run_id, patch)
+        bind_contextvars(session_id=run.session_id)
+        return pb.UpdateRunResponse(run=convert.run(run))
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         """Cancels runs of a session (R10 to R20)."""

@@ -48,6 +48,21 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         bind_contextvars(session_id=session.session_id)
         return pb.CreateSessionResponse(session=convert.session(session))
 
+    async def ForkSession(
+        self, request: pb.ForkSessionRequest, context: Context
+    ) -> pb.ForkSessionResponse:
+        """Creates a session that begins with a copy of a transcript."""
+        validate.fork_session(request)
+        session = await self._coordinator.fork_session(
+            request.session_id,
+            request.new_session_id,
+            at_turn=request.at_turn,
+            allowed_agents=CALLER.get().agents,
+            tenant=tenant(),
+        )
+        bind_contextvars(session_id=session.session_id)
+        return pb.ForkSessionResponse(session=convert.session(session))
+
     async def GetSession(
         self, request: pb.GetSessionRequest, context: Context
     ) -> pb.GetSessionResponse:

@@ -45,7 +45,7 @@ def run_accepted(request: run_service_pb2.RunAcceptedRequest, limits: Limits) ->
     for error in prompt_errors(prompt, limits):
         checks.include(error)
     if attachments:
-        _attachments(checks, attachments)
+        check_attachments(checks, attachments)
     when_busy = checks.enum(
         "when_busy", request.when_busy, convert.WHEN_BUSY_FROM.get, WhenBusy.QUEUE
     )
@@ -96,7 +96,8 @@ def _retry_policy(checks: Checks, sent: run_pb2.RetryPolicy) -> RetryPolicy:
     )
 
 
-def _attachments(checks: Checks, attachments: Sequence[run_pb2.Attachment]) -> None:
+def check_attachments(checks: Checks, attachments: Sequence[run_pb2.Attachment]) -> None:
+    """Names, media types and presence of attachments; their size is checked with the prompt."""
     for n, sent in enumerate(attachments):
         checks.size(f"attachments[{n}].name", sent.name, MAX_NAME_BYTES)
         checks.mime_type(f"attachments[{n}].mime_type", sent.mime_type)
@@ -178,6 +179,16 @@ def create_session(request: session_service_pb2.CreateSessionRequest) -> None:
     checks.size("title", request.title, MAX_TITLE_BYTES)
     checks.labels("metadata", request.metadata)
     checks.agent("agent", request.agent)
+    checks.finish()
+
+
+def fork_session(request: session_service_pb2.ForkSessionRequest) -> None:
+    checks = Checks()
+    checks.session_id(request.session_id)
+    checks.identifier("new_session_id", request.new_session_id)
+    if request.new_session_id and request.new_session_id == request.session_id:
+        checks.reject("new_session_id", "is session_id; use another id, or leave it empty")
+    checks.between("at_turn", request.at_turn, 0)
     checks.finish()
 
 

@@ -73,7 +73,8 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
             full=request.full,
             enabled=not request.disabled,
         )
-        return pb.CreateWebhookResponse(webhook=self._encode(webhook), secret=webhook.secrets[0])
+        secret = self._webhooks.secret_of(webhook)
+        return pb.CreateWebhookResponse(webhook=self._encode(webhook), secret=secret)
 
     async def GetWebhook(
         self, request: pb.GetWebhookRequest, context: Context
@@ -133,9 +134,8 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
         webhook = await self._webhooks.rotate(
             _key(request.webhook_id), request.secret, expire_now=request.expire_now
         )
-        return pb.RotateWebhookSecretResponse(
-            webhook=self._encode(webhook), secret=webhook.secrets[0]
-        )
+        secret = self._webhooks.secret_of(webhook)
+        return pb.RotateWebhookSecretResponse(webhook=self._encode(webhook), secret=secret)
 
     def _start(self, request: pb.RedeliverWebhookRequest) -> Place:
         oldest = self._store.compacted_of(tenant())

@@ -114,6 +114,7 @@ def _turn(assigned: Assigned) -> pb.WorkResponse.Turn:
         deadline=None if turn.deadline is None else convert.timestamp(turn.deadline),
         traceparent=turn.traceparent,
         window=WINDOW,
+        origin=None if turn.origin is None else convert.origin(turn.origin),
     )
 
 

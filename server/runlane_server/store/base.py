@@ -16,8 +16,10 @@ from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
     NO_LABELS,
+    NO_USAGE,
     Message,
     Micros,
+    Origin,
     Part,
     Prompt,
     Run,
@@ -40,6 +42,7 @@ from runlane_server.store.lookup import (
 from runlane_server.store.vitals import StoreVitals
 
 if TYPE_CHECKING:
+    from runlane_server.store.copies import CopyPlan
     from runlane_server.store.webhooks import WebhookStore
 
 Item = TypeVar("Item")
@@ -178,6 +181,22 @@ class NewSession:
     title: str = ""
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     agent: str = ""
+
+    def as_session(self, origin: Origin | None = None) -> Session:
+        """The session once it is created."""
+        at = self.created_at
+        return Session(
+            self.key.session_id,
+            self.title,
+            self.metadata,
+            active_run_id="",
+            waiting_runs=0,
+            usage=NO_USAGE,
+            created_at=at,
+            updated_at=at,
+            agent=self.agent,
+            origin=origin,
+        )
 
 
 class TenantShare(NamedTuple):
@@ -436,6 +455,17 @@ class Store(Protocol):
 
     async def create_session(self, session: NewSession) -> None:
         """Creates a session with a lane at version 1. Raises SessionTaken."""
+
+    async def plan_copy(self, key: SessionKey, turn: int) -> CopyPlan | None:
+        """The plan of a copy of a transcript up to and with a turn that has ended; None if there is
+        no session."""
+
+    async def fork_session(self, plan: CopyPlan, session: NewSession) -> None:
+        """Creates a session that begins with a copy, which is made piece by piece.
+
+        Nobody sees the session before the copy is whole, and nothing stays of a copy that fails.
+        Raises SessionTaken, and Stale if the source was deleted meanwhile.
+        """
 
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
         """Writes the title, the labels and the agent of a session, if they are those of `before`.

@@ -42,6 +42,7 @@ from runlane_server.core.model import (
     TextDelta,
     ToolCall,
     ToolResult,
+    Updated,
     Usage,
 )
 from runlane_server.core.retry import RetryPolicy
@@ -96,7 +97,7 @@ def decode_usage(text: str | None) -> Usage:
 
 
 class RetryState(NamedTuple):
-    """What is stored of the retries of a run: see `LaneRun`."""
+    """The stored form of the retries of a run: see `LaneRun`."""
 
     retry: RetryPolicy
     failures: int
@@ -224,6 +225,7 @@ _BODIES: Mapping[str, type[Any]] = MappingProxyType(
         "input_withdrawn": InputWithdrawn,
         "input_expired": InputExpired,
         "resumed": Resumed,
+        "updated": Updated,
         "corrupt": Corrupt,
     }
 )

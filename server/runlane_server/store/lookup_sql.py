@@ -30,6 +30,7 @@ RUN_COLUMNS = """\
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    revision, last_update,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -37,7 +38,8 @@ RUN_COLUMNS = """\
 
 SESSION_COLUMNS = """\
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent"""
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent,
+    origin_id, origin_turn"""
 
 
 class Statement(NamedTuple):

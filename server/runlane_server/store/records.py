@@ -16,6 +16,7 @@ from runlane_server.core.model import (
     FinishReason,
     KeptPart,
     Message,
+    Origin,
     Part,
     Prompt,
     Role,
@@ -73,7 +74,7 @@ END_OF_LIST = (1 << 63) - 1
 
 
 class Answer(NamedTuple):
-    """What a RunComplete has from the last message of its turn."""
+    """The parts of a RunComplete that come from the last message of its turn."""
 
     text: str
     is_truncated: bool
@@ -170,6 +171,8 @@ def _run(row: Row, text: DecodeText, answer: Callable[[], Answer]) -> Run:
         agent=row["agent"],
         retry=None if retry is None else retry.retry,
         last_event_index=row["last_event_index"],
+        revision=row["revision"],
+        last_update=row["last_update"] or "",
     )
 
 
@@ -224,7 +227,13 @@ def _session(row: Row, text: DecodeText) -> Session:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         agent=row["agent"],
+        origin=_origin(row, text),
     )
+
+
+def _origin(row: Row, text: DecodeText) -> Origin | None:
+    name = row["origin_id"]
+    return None if name is None else Origin(text(name), row["origin_turn"])
 
 
 def message_from(
@@ -368,7 +377,7 @@ class MessageParts(NamedTuple):
 
 
 def answer_from(tenant: str, message_id: str, parts: str | None) -> Answer:
-    """What a RunComplete has from its last message, from the parts of that message."""
+    """The parts of a RunComplete that come from the parts of its last message."""
     readable = decoded(
         lambda: MessageParts(decode_parts(parts)),
         lambda: MessageParts(CORRUPT_PARTS),

@@ -1,4 +1,4 @@
-"""What replaces a damaged record of a database, for every store.
+"""The replacement of a damaged record of a database, for every store.
 
 A record that others refer to by its place is replaced by what callers already get for it: a
 message, an event of a run, a terminal event of the log. A session whose lane, runs or prompts are

@@ -9,7 +9,7 @@ from runlane_server.core.model import Micros
 
 @dataclass(frozen=True, slots=True)
 class StoreVitals:
-    """What a store measures of itself; None for what it cannot know, or does not have.
+    """Measurements of a store; None for what it cannot know, or does not have.
 
     `size` and `free` are bytes: those of the store, and those left on its disk. The others are the
     times at which the oldest waiting run was accepted and the oldest open input request was made.

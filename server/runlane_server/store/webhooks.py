@@ -8,7 +8,7 @@ order, although a subscription to terminal events never sees the requests.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -143,11 +143,13 @@ class Webhook:
 
 
 class Lease(NamedTuple):
-    """A webhook that a node delivers for."""
+    """A webhook that a node delivers for. One in excess is beyond its share among the nodes: it is
+    to be released once the node has stopped to deliver for it."""
 
     key: WebhookKey
     revision: int
     fence: int
+    is_excess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +166,14 @@ class WebhookStore(Protocol):
     Every method may raise StoreUnavailable.
     """
 
-    async def create(self, webhook: Webhook) -> None:
-        """Stores a new webhook."""
+    async def create(self, webhook: Webhook, *, most: int) -> bool:
+        """Stores a new webhook. Returns False if its tenant has `most` already, on all nodes."""
 
     async def get(self, key: WebhookKey) -> Webhook | None:
         """A webhook, or None."""
 
     async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
         """A page of a tenant's webhooks after a place, the latest created first."""
-
-    async def count(self, tenant: str) -> int:
-        """The number of a tenant's webhooks."""
 
     async def replace(self, webhook: Webhook, *, resets: bool) -> bool:
         """Writes a webhook whose stored revision is `webhook.revision`, and raises that by 1.
@@ -189,12 +188,13 @@ class WebhookStore(Protocol):
     async def lease(self, node_id: str, seconds: float, limit: int) -> Sequence[Lease]:
         """The webhooks that a node delivers for, up to `limit`, from now for `seconds` seconds.
 
-        It renews those that the node has, and takes over those that no other node has. A webhook
-        gets a new fence with each new node.
+        It renews those that the node has, and takes over those that no other node has: new ones up
+        to the node's share, and all whose lease has expired. A webhook gets a new fence with each
+        new node.
         """
 
-    async def release(self, node_id: str) -> None:
-        """Ends the leases of a node."""
+    async def release(self, node_id: str, keys: Collection[WebhookKey] | None = None) -> None:
+        """Ends leases of a node, by default all."""
 
     async def save(self, key: WebhookKey, fence: int, progress: Progress) -> bool:
         """Writes the progress of a webhook. Returns False, and writes nothing, if the fence is

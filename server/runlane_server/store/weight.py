@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from runlane_server.core.model import KeptPart, Message, RunRequest, Session, utf8_size
+from runlane_server.core.update import RunContent
 
 RUN_BYTES = 500
 """The assumed size of a run besides its prompt: its row, and its keys in the indexes. The number
@@ -23,11 +24,12 @@ LOGGED_EVENT_BYTES = 500
 
 def run_weight(request: RunRequest) -> int:
     """The bytes of a run: its prompt with the attachments, its labels, and its row."""
-    prompt = request.prompt
-    size = RUN_BYTES + utf8_size(prompt.text) + _labels_size(request.metadata)
-    for attachment in prompt.attachments:
-        size += attachment.size
-    return size
+    return RUN_BYTES + _content_size(RunContent(request.prompt, request.metadata))
+
+
+def content_growth(before: RunContent, after: RunContent) -> int:
+    """The bytes by which an edit makes a run larger."""
+    return _content_size(after) - _content_size(before)
 
 
 def session_weight(title: str, labels: Mapping[str, str]) -> int:
@@ -56,6 +58,12 @@ def kept_weight(messages: Iterable[Message]) -> int:
 def logged_event_weight(body: str) -> int:
     """The bytes of a terminal event in the log, from its encoded body."""
     return LOGGED_EVENT_BYTES + utf8_size(body)
+
+
+def _content_size(content: RunContent) -> int:
+    prompt, labels = content
+    files = sum(attachment.size for attachment in prompt.attachments)
+    return utf8_size(prompt.text) + files + _labels_size(labels)
 
 
 def _labels_size(labels: Mapping[str, str]) -> int:

@@ -265,8 +265,8 @@ class _StateCollector(Collector):
         )
         yield _counted(
             "webhook_problems",
-            "Webhooks that were disabled, events given up, and times that events were lost because "
-            "the event log was compacted, by kind.",
+            "Webhooks that were disabled, events given up, times that events were lost because the "
+            "event log was compacted, and secrets that cannot be decrypted, by kind.",
             state.webhook_problems,
             "kind",
         )

@@ -260,6 +260,7 @@ class _StateReader:
                 "disabled": hooks.disabled,
                 "given_up": hooks.given_up,
                 "compacted": hooks.lost,
+                "locked": hooks.locked,
             },
         )
         if coordinator.workers is not None:

@@ -191,7 +191,11 @@ class Gatekeeper:
         self._thread.call_soon(partial(self._latches.open, latch))
 
     async def reached(self, latch: str, timeout: float = LATCH_TIMEOUT) -> None:
-        """Returns when a run has reached the latch. Raises TimeoutError after `timeout` seconds."""
+        """Returns when a run has reached the latch.
+
+        Raises UnknownLatch after a second if the name looks like a misspelling of a latch at which
+        a script waits, and TimeoutError after `timeout` seconds.
+        """
         await self._wait_async(self._arrival(latch), timeout)
 
     def wait_reached(self, latch: str, timeout: float = LATCH_TIMEOUT) -> None:
@@ -221,13 +225,19 @@ class Gatekeeper:
             async with asyncio.timeout(timeout):
                 await asyncio.wrap_future(self._thread.submit(condition.work))
         except TimeoutError:
-            raise TimeoutError(f"{condition.failure} within {timeout:g} s") from None
+            raise self._late(condition, timeout) from None
 
     def _wait_blocking(self, condition: _Condition, timeout: float) -> None:
         try:
             self._thread.run(condition.work, timeout)
         except TimeoutError:
-            raise TimeoutError(f"{condition.failure} within {timeout:g} s") from None
+            raise self._late(condition, timeout) from None
+
+    def _late(self, condition: _Condition, timeout: float) -> TimeoutError:
+        names = ", ".join(self._latches.names) or "none"
+        return TimeoutError(
+            f"{condition.failure} within {timeout:g} s; the scripts so far wait at: {names}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,7 +21,9 @@ from runlane_server.store.base import Store
 from runlane_server.store.webhooks import Place, Webhook, WebhookKey
 from runlane_server.webhooks.log_reader import Body, Entry
 from runlane_server.webhooks.names import NamesBusy
+from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.sender import DeliveryFailed, Sender
+from runlane_server.webhooks.shares import Shares
 from runlane_server.webhooks.signature import signed_headers
 
 log = structlog.get_logger()
@@ -81,21 +83,6 @@ class Encode(Protocol):
         """The body of a challenge."""
 
 
-class Slots:
-    """The deliveries that may be in flight at once, of one tenant and of all."""
-
-    def __init__(self) -> None:
-        self._all = asyncio.Semaphore(OF_ALL)
-        self._tenants: dict[str, asyncio.Semaphore] = {}
-
-    @asynccontextmanager
-    async def taken(self, tenant: str, own: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Holds a slot."""
-        tenants = self._tenants.setdefault(tenant, asyncio.Semaphore(OF_TENANT))
-        async with own, tenants, self._all:
-            yield
-
-
 @dataclass(slots=True)
 class Counts:
     """The counts of all webhooks of a node, for metrics."""
@@ -105,6 +92,7 @@ class Counts:
     given_up: int = 0
     disabled: int = 0
     lost: int = 0
+    locked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +105,17 @@ class Parts:
     encode: Encode
     now: Callable[[], Micros]
     last_input: Callable[[], Place]
-    slots: Slots
+    slots: Shares
     counts: Counts
+    keys: SecretKeys = NO_KEYS
     challenges: bool = True
     schedule: Schedule = Schedule()
 
 
 class Attempts:
     """Attempts to deliver for one webhook. `progress` has its health.
+
+    Raises SecretLocked.
 
     `on_change` is called when that has changed, `on_return` when the endpoint is back after it
     failed as a whole, and `on_end` when there is nothing to deliver any more.
@@ -143,6 +134,7 @@ class Attempts:
         self.progress = webhook.progress
         self._webhook = webhook
         self._parts = parts
+        self._secrets = parts.keys.open_all(webhook)
         self._schedule = parts.schedule
         self._is_leased = is_leased
         self._on_change = on_change
@@ -170,18 +162,18 @@ class Attempts:
         await asyncio.sleep(BUSY_SECONDS)
 
     async def _attempt(self, entry: Entry) -> bool:
-        async with self._slot():
+        async with self._slots, self._share():
             # Only now: many may have waited for the slot while others failed.
             if self.progress.failures < PATIENCE:
                 return await self._send(entry)
         async with self._probe:
             if self.progress.failures >= PATIENCE:
                 await self._until(self._paused_until)
-            async with self._slot():
+            async with self._slots, self._share():
                 return await self._send(entry)
 
-    def _slot(self) -> AbstractAsyncContextManager[None]:
-        return self._parts.slots.taken(self._webhook.key.tenant, self._slots)
+    def _share(self) -> AbstractAsyncContextManager[None]:
+        return self._parts.slots.taken(self._webhook.key.tenant)
 
     async def _send(self, entry: Entry) -> bool:
         key = self._webhook.key
@@ -204,7 +196,7 @@ class Attempts:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "Runlane",
-            **signed_headers(self._secrets(now), message_id, now // SECOND, body),
+            **signed_headers(self._signing(now), message_id, now // SECOND, body),
         }
         try:
             answer = await self._parts.sender.post(
@@ -219,9 +211,9 @@ class Attempts:
             return answer.status, "the answer to the challenge does not contain its value"
         return answer.status, ""
 
-    def _secrets(self, now: Micros) -> tuple[str, ...]:
+    def _signing(self, now: Micros) -> Sequence[str]:
         until = self._webhook.old_secret_until
-        return self._webhook.secrets if until is None or now < until else self._webhook.secrets[:1]
+        return self._secrets if until is None or now < until else self._secrets[:1]
 
     def _note_success(self) -> None:
         was_failing = self.progress.failures >= PATIENCE
@@ -242,7 +234,7 @@ class Attempts:
     def _note_failure(self, error: str) -> None:
         now = self._parts.now()
         failures = self.progress.failures + 1
-        since = self.progress.failing_since or now
+        since = (self.progress.failing_since if self.progress.failures else None) or now
         if failures >= PATIENCE and now >= self._paused_until:
             # Those that were in flight at the same time fail together, and count once.
             self._pauses += 1
@@ -278,7 +270,7 @@ class Attempts:
             message_id = f"msg_{secrets.token_hex(16)}"
             body = self._parts.encode.challenge(value, self._parts.now())
             try:
-                async with self._slot():
+                async with self._slots, self._share():
                     _, error = await self._post(message_id, body, answer_has=value)
             except NamesBusy as busy:
                 await self._wait_out(busy)

@@ -1,20 +1,21 @@
 """Resolves the hosts of endpoints.
 
 The names are those of tenants, and so are some of the name servers. A lookup cannot be cancelled:
-it keeps its thread until the name server answers or the system gives up. So a tenant has few.
+it keeps its thread until the name server answers or the system gives up. So a tenant has few, and
+many tenants together leave some for others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any
-from weakref import WeakValueDictionary
 
-RESOLVERS = 32
+from runlane_server.webhooks.shares import Shares
+
+RESOLVERS = 64
 """Threads that resolve names."""
 
 LOOKUPS_OF_TENANT = 2
@@ -33,9 +34,7 @@ class Names:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook-names")
-        self._all = asyncio.Semaphore(RESOLVERS)
-        # A semaphore lives as long as a lookup of its tenant waits or runs.
-        self._tenants: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self.shares = Shares(RESOLVERS, LOOKUPS_OF_TENANT)
 
     def close(self) -> None:
         """Starts no further lookup."""
@@ -49,18 +48,14 @@ class Names:
         return _look_up(host, socket.AI_NUMERICHOST) or await self._resolve(host, tenant)
 
     async def _resolve(self, host: str, tenant: str) -> Sequence[str]:
-        own = self._tenants.setdefault(tenant, asyncio.Semaphore(LOOKUPS_OF_TENANT))
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await own.acquire()
-                async with _released_on_error(own):
-                    await self._all.acquire()
+                await self.shares.acquire(tenant)
         except TimeoutError:
             raise NamesBusy("name resolution is busy") from None
 
         def release(_: object) -> None:
-            own.release()
-            self._all.release()
+            self.shares.release(tenant)
 
         loop = asyncio.get_running_loop()
         try:
@@ -71,15 +66,6 @@ class Names:
         # A caller that waits no longer does not end the lookup, nor free its thread.
         lookup.add_done_callback(release)
         return await asyncio.shield(lookup)
-
-
-@asynccontextmanager
-async def _released_on_error(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
-    try:
-        yield
-    except BaseException:
-        semaphore.release()
-        raise
 
 
 def _look_up(host: str, flags: int = 0) -> Sequence[str]:

@@ -3,10 +3,8 @@ themselves, within a second."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from weakref import WeakValueDictionary
 
 from uuid_utils import uuid7
 
@@ -22,6 +20,7 @@ from runlane_server.store.base import Page, Store
 from runlane_server.store.webhooks import Place, Progress, Webhook, WebhookFilter, WebhookKey
 from runlane_server.webhooks.destination import Destinations, Refused, Target
 from runlane_server.webhooks.dispatcher import Dispatcher
+from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.signature import SECRET_FORM, is_secret, new_secret
 
 MAX_OF_TENANT = 100
@@ -42,13 +41,13 @@ class Webhooks:
         dispatcher: Dispatcher,
         destinations: Destinations,
         now: Callable[[], Micros],
+        keys: SecretKeys = NO_KEYS,
     ) -> None:
         self._store = store
+        self._keys = keys
         self._dispatcher = dispatcher
         self._destinations = destinations
         self._now = now
-        # Each guards the count of a tenant's webhooks until the next one is stored.
-        self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(
         self,
@@ -63,20 +62,15 @@ class Webhooks:
         """Creates a webhook that delivers what happens from now on."""
         self._check_url(url)
         secret = self._checked_secret(secret)
-        async with self._creating.setdefault(tenant, asyncio.Lock()):
-            await self._check_count(tenant)
-            webhook = await self._new(WebhookKey(tenant, str(uuid7())), url, secret, wanted)
-            webhook = replace(webhook, full=full, enabled=enabled)
-            await self._store.webhooks.create(webhook)
-        self._dispatcher.wake()
-        return webhook
-
-    async def _check_count(self, tenant: str) -> None:
-        if await self._store.webhooks.count(tenant) >= MAX_OF_TENANT:
+        webhook = await self._new(WebhookKey(tenant, str(uuid7())), url, secret, wanted)
+        webhook = replace(webhook, full=full, enabled=enabled)
+        if not await self._store.webhooks.create(webhook, most=MAX_OF_TENANT):
             raise QuotaExceeded(
                 f"tenant {tenant!r} has {MAX_OF_TENANT} webhooks already; delete one first",
                 violations=[Violation(f"tenant:{tenant}", f"at most {MAX_OF_TENANT} webhooks")],
             )
+        self._dispatcher.wake()
+        return webhook
 
     async def _new(self, key: WebhookKey, url: str, secret: str, wanted: WebhookFilter) -> Webhook:
         await self._store.catch_up()
@@ -86,7 +80,7 @@ class Webhooks:
         return Webhook(
             key,
             url=url,
-            secrets=(secret,),
+            secrets=(self._keys.seal(key, secret),),
             wanted=wanted,
             full=False,
             enabled=False,
@@ -138,14 +132,14 @@ class Webhooks:
         new = self._checked_secret(secret)
 
         def apply(webhook: Webhook) -> tuple[Webhook, bool]:
-            now = self._now()
-            if expire_now:
-                return replace(webhook, secrets=(new,), old_secret_until=None), False
-            secrets = (new, webhook.secrets[0])
-            until = now + OLD_SECRET_KEPT
-            return replace(webhook, secrets=secrets, old_secret_until=until), False
+            until = None if expire_now else self._now() + OLD_SECRET_KEPT
+            return self._keys.rotated(webhook, new, until), False
 
         return await self._change(key, apply, None)
+
+    def secret_of(self, webhook: Webhook) -> str:
+        """The current secret of a webhook, for the caller who has just created or rotated it."""
+        return self._keys.open(webhook.key, webhook.secrets[0])
 
     async def redeliver(self, key: WebhookKey, after: Place) -> Webhook:
         """Delivers again what comes after a place."""

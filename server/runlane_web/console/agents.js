@@ -6,7 +6,7 @@ import { poll } from "/console/live.js";
 
 export function showAgents(main, signal) {
   entitle("Agents");
-  const titles = ["Name", "Kind", "State", "Default", "Slots in use"];
+  const titles = ["Name", "Kind", "State", "Default", "Slots in use", "Can"];
   const list = table("Agents of this node", titles);
   const said = el("div");
   main.replaceChildren(el("h1", {}, "Agents"), said, list.node);
@@ -26,5 +26,6 @@ function cells(agent) {
     agent.ready ? "ready" : "not ready",
     agent.isDefault ? "yes" : "",
     agent.slotsLimit === undefined ? `${used}` : `${used} of ${agent.slotsLimit}`,
+    (agent.can ?? []).map((ability) => ability.replace("AGENT_ABILITY_", "").toLowerCase()).join(", "),
   ];
 }

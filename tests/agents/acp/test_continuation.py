@@ -76,7 +76,7 @@ def _mode(path: Path) -> int:
 
 
 def report(found: list[AgentEvent]) -> Any:
-    """What the agent reported."""
+    """The report of the agent."""
     return json.loads("".join(texts(found)))
 
 

@@ -1,4 +1,4 @@
-"""What people see when an agent asks for a permission, and what their answer allows."""
+"""People see the request of an agent for a permission, and their answer decides."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ class Customer:
 
 
 async def tool_result(server: OpenAIServer, agent: ModelAgent[Any, str]) -> str:
-    """What the tool `who` of an agent returns in a turn of Ann's."""
+    """The result of the tool `who` of an agent in a turn of Ann's."""
     server.answer(Answer(tool_calls=[("c1", "who", "{}")]), "done")
     turn = LocalTurn(Prompt("x"), metadata={"customer": "Ann"})
     async with started(ChatAgent(agent)) as chat:

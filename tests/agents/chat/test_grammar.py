@@ -114,7 +114,7 @@ def turn_of(number: int, events: Sequence[Any], reason: FinishReason) -> Iterato
 
 
 async def answer_after(history: Sequence[Message]) -> tuple[OpenAIServer, str]:
-    """What a strict model answers to a prompt after a history, and the server that it runs on."""
+    """The answer of a strict model to a prompt after a history, and the server that it runs on."""
     async with OpenAIServer(refusal).serving() as server:
         server.answer("fine", "fine", "fine")
         async with AsyncOpenAI(base_url=server.base_url, api_key="x", max_retries=0) as client:

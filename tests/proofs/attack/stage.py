@@ -62,7 +62,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Figures:
-    """What an attack has cost: bytes that the server holds, and what the quiet tenant noticed.
+    """The cost of an attack: bytes that the server holds, and what the quiet tenant noticed.
 
     `control` is what the same tenant noticed at the same time at a server that is not attacked: the
     attacker and other work take time of the machine too.

@@ -6,6 +6,7 @@ The first ones are bugs that servers of this kind have really had.
 from __future__ import annotations
 
 from proofs.conformance.fault import Edit, Fault
+from proofs.conformance.update_faults import UPDATE_FAULTS
 from proofs.conformance.worker_faults import WORKER_FAULTS
 
 COORDINATOR = "engine/coordinator.py"
@@ -645,4 +646,4 @@ OTHERS = (
     ),
 )
 
-FAULTS = (*HISTORICAL, *OTHERS, *WORKER_FAULTS)
+FAULTS = (*HISTORICAL, *OTHERS, *WORKER_FAULTS, *UPDATE_FAULTS)

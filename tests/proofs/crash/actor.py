@@ -70,7 +70,7 @@ class Actor:
         await asyncio.gather(*(self._insist(self._new(session_id)) for _ in range(4)))
 
     async def _again(self) -> None:
-        """Repeats an earlier accept, whatever its outcome was."""
+        """Repeats an earlier accept, also one that failed."""
         if self._own:
             await self._try(self._rng.choice(self._own))
 

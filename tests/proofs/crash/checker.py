@@ -1,4 +1,4 @@
-"""Checks a history against the rules, whatever was killed and when."""
+"""Checks a history against the rules after any sequence of kills."""
 
 from __future__ import annotations
 

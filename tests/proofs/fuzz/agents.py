@@ -52,13 +52,13 @@ _CONFIG = replace(Config(drain_timeout=0.0), limits=Limits(cancel_grace=GRACE))
 
 
 class Wild(Protocol):
-    """What does the harm: the agent itself, or its endpoint."""
+    """The source of the harm: the agent itself, or its endpoint."""
 
     events: int
     """How many events it has yielded or sent."""
 
     invalid: list[str]
-    """What it got that it should not get."""
+    """The things that it got and should not get."""
 
     def is_own_fault(self, error: RunError) -> bool:
         """Whether a run with the reason AGENT_ERROR may fail like this."""
@@ -236,7 +236,7 @@ class _Batches:
             raise Broken(f"another tenant got {complete}")
 
     async def _check_next_turn(self, session: str) -> None:
-        """A calm run of the session completes, whatever the turns before it were."""
+        """A calm run of the session completes after any turns before it."""
         with self._stalls.call("next turn"):
             complete = await (await self._client.run_accepted(session, CALM)).completed()
         if complete.text != CALM:

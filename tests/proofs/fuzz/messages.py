@@ -27,6 +27,7 @@ METHODS: Mapping[str, Sequence[bytes]] = {
         b"\x0a\x01s\x1a\x02hi\x32\x02\x08\x05\x48\x01",
         b'\x0a\x01t\x1a\x0e[{"text": "a"}]\x48\x01',
     ),
+    _RUNS + "UpdateRun": (b"\x0a\x01r\x12\x08\x0a\x06prompt\x1a\x02hi",),
     _RUNS + "Cancel": (b"\x0a\x01s", b"\x12\x01r"),
     _RUNS + "CancelAll": (b"", b"\x0a\x01x"),
     _RUNS + "SubscribeRunComplete": (b"", b"\x0a\x01s", b"\x1a\x04AAAA"),

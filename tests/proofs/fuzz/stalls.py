@@ -1,4 +1,4 @@
-"""What a slow call waited for: the longest times, and the state of the process meanwhile."""
+"""The causes of a slow call: the longest times, and the state of the process meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINES, STATES = 40, 3
 """Log lines and states that are kept: the last ones."""
 
 PRESSURE = Path("/proc/pressure")
-"""Where Linux reports how long tasks waited for the processor and for the disk."""
+"""The files in which Linux reports how long tasks waited for the processor and for the disk."""
 
 
 class Stalls:
@@ -93,7 +93,7 @@ def _pressures() -> list[Path]:
 
 
 def _frames(work: Any) -> list[str]:
-    """Where a coroutine waits, and the coroutines that it waits for."""
+    """The place where a coroutine waits, and the coroutines that it waits for."""
     frames = []
     while work is not None:
         frame = getattr(work, "cr_frame", None) or getattr(work, "ag_frame", None)

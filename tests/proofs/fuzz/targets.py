@@ -57,7 +57,7 @@ from runlane_server.core.model import (
     Usage,
 )
 from runlane_server.net.addresses import Address
-from runlane_server.rpc import lists, validate
+from runlane_server.rpc import lists, updates, validate
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens
 from runlane_server.store import codec
@@ -223,6 +223,7 @@ def _postgres_url(data: bytes) -> object:
 _LIMITS = Limits(max_prompt_bytes=1000, max_attachment_bytes=1000)
 _CHECKS: Sequence[tuple[type[Message], Callable[[Any], object]]] = (
     (run_service_pb2.RunAcceptedRequest, lambda sent: validate.run_accepted(sent, _LIMITS)),
+    (run_service_pb2.UpdateRunRequest, updates.update_run),
     (run_service_pb2.CancelRequest, validate.cancel),
     (run_service_pb2.CancelAllRequest, validate.cancel_all),
     (
@@ -241,6 +242,7 @@ _CHECKS: Sequence[tuple[type[Message], Callable[[Any], object]]] = (
     (session_service_pb2.CreateSessionRequest, validate.create_session),
     (session_service_pb2.GetSessionRequest, validate.session_id),
     (session_service_pb2.UpdateSessionRequest, lists.update_session),
+    (session_service_pb2.ForkSessionRequest, validate.fork_session),
     (
         session_service_pb2.ListSessionsRequest,
         lambda sent: lists.list_sessions(sent, _TOKENS),

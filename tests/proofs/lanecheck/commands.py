@@ -13,6 +13,9 @@ from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.errors import (
     ActiveRunChanged,
     AgentNotFound,
+    AlreadyStarted,
+    AnchorNotWaiting,
+    EditConflict,
     IllegalCommand,
     InputClosed,
     QueueFull,
@@ -46,6 +49,7 @@ from runlane_server.core.model import (
 from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import Lane, LaneRun, Outcome, Reservation, Transition
 from runlane_server.core.turn import DraftMessage
+from runlane_server.core.update import Move, Place, RunContent, RunUpdate
 
 KEY = SessionKey("default", "s")
 EMPTY = Lane(KEY)
@@ -86,6 +90,7 @@ class Verb(StrEnum):
     HAND_OVER = "hand_over"
     HAND_BACK = "hand_back"
     ADOPT = "adopt"
+    UPDATE = "update"
     FAIL_WAITING = "fail_waiting"
     REMOVE = "remove"
 
@@ -97,7 +102,9 @@ class Command:
     fails, and `at` is the time of a dispatch; `host` is the node of the active run's supervisor, or
     the one that starts, resumes or adopts it; `lost_with` is the node with which it was lost;
     `expected` is the active run that an accept expects; `key` is that of the question asked or
-    answered; an agent that parks to `restart` leaves no checkpoint."""
+    answered; an agent that parks to `restart` leaves no checkpoint. An update changes the prompt if
+    it `edits`, `sends` the run in another way, and moves it to a `place`, if the run is at
+    `revision`; `repeated`: it is the last update of the run again."""
 
     verb: Verb
     token: str = ""
@@ -122,6 +129,11 @@ class Command:
     park: bool = False
     restart: bool = False
     repeated: bool = False
+    edits: bool = False
+    sends: WhenBusy | None = None
+    place: Place | None = None
+    anchor: str = ""
+    revision: int | None = None
 
     def __str__(self) -> str:
         node = () if self.host is None else (f"on {self.host!r}",)
@@ -151,6 +163,11 @@ class Command:
             Verb.ASK: (
                 *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
                 *("resumable" * self.resumable, "park" * self.park, "restart" * self.restart),
+                "repeated" * self.repeated,
+            ),
+            Verb.UPDATE: (
+                *(self.run_id, "edit" * self.edits, self.sends or "", self.place or ""),
+                *(self.anchor, "" if self.revision is None else f"at {self.revision}"),
                 "repeated" * self.repeated,
             ),
             Verb.ANSWER: (self.run_id, self.key),
@@ -201,6 +218,8 @@ class Command:
                 here = self.host is None or (lane.active and lane.active.host == self.host)
                 here = here or (self.verb is not Verb.DRAIN and ends_without_node(lane.active))
                 return None if here and self._is_of_active(lane) else IllegalCommand
+            case Verb.UPDATE:
+                return self._update_refusal(lane)
             case Verb.ADOPT | Verb.ASK:
                 return None if self._is_of_active(lane) else IllegalCommand
             case Verb.REMOVE:
@@ -241,6 +260,46 @@ class Command:
         if self.when_busy is WhenBusy.REJECT and (behind or beaten):
             return SessionBusy
         return QueueFull if behind and len(lane.waiting) >= self.max_waiting else None
+
+    def is_known_update(self, lane: Lane) -> bool:
+        """Whether the run has this update already, and does not wait to be moved again."""
+        run = next((run for run in live(lane) if run.run_id == self.run_id), None)
+        if run is None or not run.last_update or not self.repeated:
+            return False
+        return bool(run.turn) if self.revision is None else run.revision == self.revision + 1
+
+    def _update_refusal(self, lane: Lane) -> type[Exception] | None:
+        if self.is_known_update(lane):
+            return None
+        waiting = [run for run in lane.waiting if not run.turn]
+        run = next((run for run in waiting if run.run_id == self.run_id), None)
+        if run is None:
+            return AlreadyStarted
+        if self.revision is not None and self.revision != run.revision:
+            return EditConflict
+        if self.place not in {Place.BEFORE, Place.AFTER}:
+            return None
+        others = [other.run_id for other in lane.waiting if other is not run]
+        if self.anchor not in others:
+            return AnchorNotWaiting
+        behind = {other.run_id for other in lane.waiting if other.turn}
+        overtakes = behind & set(others[others.index(self.anchor) :])
+        return AnchorNotWaiting if self.place is Place.BEFORE and overtakes else None
+
+    def update_of(self, lane: Lane) -> RunUpdate:
+        """The update of a run."""
+        run = next((run for run in live(lane) if run.run_id == self.run_id), None)
+        new = "" if self.repeated or run is None else f"update {run.revision + 1}"
+        return RunUpdate(
+            self.run_id,
+            new or (run.last_update if run is not None else "") or "never",
+            "excerpt",
+            content=RunContent(Prompt("do that"), {}) if self.edits else None,
+            when_busy=self.sends,
+            move=None if self.place is None else Move(self.place, self.anchor),
+            revision=self.revision,
+            growth=int(self.edits),
+        )
 
     def input_of(self, lane: Lane) -> OpenInput | None:
         """The open request that the command names."""
@@ -354,6 +413,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     Verb.ADOPT: lambda rules, lane, self: rules.adopt(
         lane, self.run_id, self.attempt, host=self.host or "", lost_with=self.lost_with
     ),
+    Verb.UPDATE: lambda rules, lane, self: rules.update(lane, self.update_of(lane), at=AT),
     Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(
         lane, BOOM, at=AT, agents={self.agent} if self.agent else None
     ),
@@ -497,6 +557,29 @@ def node_lost(lost_with: str) -> Command:
     return Command(Verb.NODE_LOST, lost_with=lost_with)
 
 
+def update(
+    run_id: str,
+    *,
+    edits: bool = False,
+    sends: WhenBusy | None = None,
+    place: Place | None = None,
+    anchor: str = "",
+    revision: int | None = None,
+    repeated: bool = False,
+) -> Command:
+    """An update of a run that may wait."""
+    return Command(
+        Verb.UPDATE,
+        run_id=run_id,
+        edits=edits,
+        sends=sends,
+        place=place,
+        anchor=anchor,
+        revision=revision,
+        repeated=repeated,
+    )
+
+
 DISPATCH = Command(Verb.DISPATCH)
 DISPATCH_LATER = Command(Verb.DISPATCH, at=LATER)
 DISPATCH_ELSEWHERE = Command(Verb.DISPATCH, host=ELSEWHERE)
@@ -531,7 +614,7 @@ def is_cancelling(run: LaneRun | None) -> bool:
 
 
 def ends_without_node(run: LaneRun | None) -> bool:
-    """Whether a run is about to end that its agent has left: whoever supervised it may end it."""
+    """Whether a run is about to end that its agent has left: its supervisor may end it."""
     ends = is_cancelling(run) or (run is not None and bool(run.asking.expired))
     return run is not None and run.asking.parked and ends
 

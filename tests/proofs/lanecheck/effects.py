@@ -18,7 +18,7 @@ from proofs.lanecheck.commands import (
     live_ids,
 )
 from runlane_server.core.agents import DEFAULT_AGENT
-from runlane_server.core.model import CancelScope, RunState, WhenBusy
+from runlane_server.core.model import CancelScope, RunState, Updated, WhenBusy
 from runlane_server.core.transition import (
     CoveredRun,
     Lane,
@@ -27,6 +27,7 @@ from runlane_server.core.transition import (
     RunChange,
     Transition,
 )
+from runlane_server.core.update import Place
 
 _S = RunState
 
@@ -39,7 +40,7 @@ def check_effect(before: Lane, command: Command, made: Transition) -> str | None
 def _frame(  # noqa: PLR0911 - one per rule
     before: Lane, command: Command, made: Transition
 ) -> str | None:
-    """No command reorders waiting runs, or touches another command's reservation."""
+    """No command but an update reorders waiting runs, or touches another's reservation."""
     after = made.lane
     old = [run.run_id for run in before.waiting]
     new = [run.run_id for run in after.waiting if run.run_id in old]
@@ -48,6 +49,8 @@ def _frame(  # noqa: PLR0911 - one per rule
         ahead = after.active is not None and after.active.run_id != waits.run_id
         if ahead or (after.active is None and after.waiting[0].run_id != waits.run_id):
             return "nothing overtakes a run that waits for its next attempt (R38)"
+    if command.verb is Verb.UPDATE:
+        old, new = ([it for it in ids if it != command.run_id] for ids in (old, new))
     if new != [run_id for run_id in old if run_id in new]:
         return "waiting runs keep their order (R7)"
     agents = {run.run_id: run.agent for run in live(before)}
@@ -116,6 +119,67 @@ def _place_of(before: Lane, command: Command, made: Transition) -> str | None:
     if [run.run_id for run in made.lane.waiting] != wanted:
         return "a run goes to the end, one that interrupts to the head (R7, R27)"
     return None
+
+
+def _update(  # noqa: PLR0911 - one per rule
+    before: Lane, command: Command, made: Transition[Any]
+) -> str | None:
+    if command.is_known_update(before):
+        same = made.lane == before and not made.needs_commit
+        return None if same else "a repeated update changes nothing (R46)"
+    run = next(run for run in before.waiting if run.run_id == command.run_id)
+    interrupts = command.sends is WhenBusy.INTERRUPT
+    waits = waits_for_retry(before)
+    cancelled = [waits.run_id] if interrupts and waits is not None else []
+    if [complete.run_id for complete in made.completes] != cancelled:
+        return "INTERRUPT cancels the run that waits for its next attempt (R27, R38)"
+    covers = interrupts and _is_coverable(before)
+    if covers != (made.lane.active != before.active):
+        return "INTERRUPT cancels the active run, and nothing else touches it (R27, R46)"
+    if covers and not is_cancelling(made.lane.active):
+        return "INTERRUPT cancels the active run (R27)"
+    old = [other.run_id for other in before.waiting if other.run_id not in cancelled]
+    wanted = _order(before, command, old)
+    if [other.run_id for other in made.lane.waiting] != wanted:
+        return "an update moves its run as asked, and no other (R46, R47)"
+    ranks = {other.run_id: other.rank for other in before.waiting}
+    if any(ranks[it.run_id] != it.rank for it in made.lane.waiting if it.run_id != run.run_id):
+        return "a move writes no other run (R47)"
+    sends = command.sends or run.when_busy
+    is_edited = command.edits or sends is not run.when_busy
+    has_effect = bool(is_edited or cancelled or covers or wanted != old)
+    now = next(other for other in made.lane.waiting if other.run_id == run.run_id)
+    if now.revision != run.revision + has_effect or now.when_busy is not sends:
+        return "an update with an effect counts as one (R46)"
+    said = [event for event in made.events if isinstance(event.body, Updated)]
+    if len(said) != is_edited or made.needs_commit != has_effect or made.reply != now:
+        return "an edit is reported once, and an update replies with its run (R46)"
+    edits = [change.edit for change in made.runs if change.edit is not None]
+    contents = [edit.content for edit in edits if edit.content is not None]
+    if len(edits) != has_effect or len(contents) != command.edits:
+        return "what is edited is committed (R46)"
+    return None
+
+
+def _order(before: Lane, command: Command, old: list[str]) -> list[str]:
+    """The queue after an update."""
+    run_id = command.run_id
+    others = [other for other in old if other != run_id]
+    begun = [run.run_id for run in before.waiting if run.turn and run.run_id in others]
+    first = others.index(begun[-1]) + 1 if begun else 0
+    if command.sends is WhenBusy.INTERRUPT:
+        at = 0
+    elif command.place is None:
+        return old
+    elif command.place is Place.FIRST:
+        at = first
+    elif command.place is Place.LAST:
+        at = len(others)
+    elif command.place is Place.BEFORE:
+        at = others.index(command.anchor)
+    else:
+        at = max(first, others.index(command.anchor) + 1)
+    return [*others[:at], run_id, *others[at:]]
 
 
 def _dispatch(before: Lane, command: Command, made: Transition) -> str | None:
@@ -386,6 +450,7 @@ _EFFECTS: Mapping[Verb, Callable[[Lane, Command, Transition], str | None]] = {
     Verb.HAND_OVER: _node_lost,
     Verb.HAND_BACK: _hand_back,
     Verb.ADOPT: _adopt,
+    Verb.UPDATE: _update,
     Verb.FAIL_WAITING: _fail_waiting,
     Verb.REMOVE: _remove,
 }

@@ -34,7 +34,7 @@ def check_input_lane(lane: Lane) -> None:
         require(not late & set(keys), "what is closed is not open (R41)")
         require(not (run.folded_into and run.asking.pending), "a folded run asks nothing")
         exact = run is not lane.active or run.state is RunState.INPUT_REQUIRED
-        require(not (exact and run.asking.late), "what is closed is told at once")
+        require(not (exact and run.asking.late), "the event of a closed request follows at once")
         require(not run.asking.parked or run is lane.active, "only the active run is parked")
         require(not run.asking.pending or not is_cancelling(run), "a cancel withdraws (R42)")
     active = lane.active
@@ -98,7 +98,7 @@ def _check_events(
         body = event.body
         change = changes.get(getattr(body, "input_request_id", ""))
         if isinstance(body, _CLOSINGS) and change is not None:
-            require(type(body) is _EVENTS[change.state], "the event tells what happened (R45)")
+            require(type(body) is _EVENTS[change.state], "the event says what happened (R45)")
     asked = {
         event.body.input_request_id
         for event in made.events
@@ -112,7 +112,7 @@ def _check_numbers(before: Lane, command: Command, made: Transition) -> None:
     active = before.active
     if active is None or active.state is RunState.INPUT_REQUIRED:
         return
-    if command.verb in {Verb.ANSWER, Verb.EXPIRE, Verb.CANCEL, Verb.ACCEPT}:
+    if command.verb in {Verb.ANSWER, Verb.EXPIRE, Verb.CANCEL, Verb.ACCEPT, Verb.UPDATE}:
         own = [event for event in made.events if event.run_id == active.run_id]
         require(not own, "events of an agent at work are numbered by its supervisor")
 
@@ -175,7 +175,7 @@ def _check_resume(before: Lane, command: Command, made: Transition) -> None:
     )
     require(consumed == 0, "a resumption consumes no attempt (R44)")
     again = was.asking.restarts
-    require(active.attempt == was.attempt + again, "a lost agent begins anew, fenced off (R44)")
+    require(active.attempt == was.attempt + again, "a lost agent begins again, fenced off (R44)")
     require(not active.asking.parked, "it has an agent again")
     require(active.host == (command.host or ""), "it goes on where it has a slot (R41)")
 

@@ -60,6 +60,16 @@ STEPS: dict[Verb, frozenset[tuple[RunState | None, RunState]]] = {
             (_S.FOLDED, _S.CANCELLING),
         }
     ),
+    Verb.UPDATE: frozenset(
+        {
+            (_S.ACCEPTED, _S.QUEUED),
+            (_S.QUEUED, _S.ACCEPTED),
+            (_S.ACCEPTED, _S.CANCELLED),
+            (_S.ACTIVE, _S.CANCELLING),
+            (_S.INPUT_REQUIRED, _S.CANCELLING),
+            (_S.FOLDED, _S.CANCELLING),
+        }
+    ),
     Verb.DISPATCH: frozenset({(_S.ACCEPTED, _S.ACTIVE)}),
     Verb.CANCEL: frozenset(
         {
@@ -178,10 +188,6 @@ def _check_waiting(lane: Lane) -> None:
         all(one.rank < next_one.rank for one, next_one in pairwise(lane.waiting)),
         "waiting runs are ordered by rank (R7)",
     )
-    require(
-        all(run.rank <= lane.accept_seq for run in lane.waiting),
-        "the next run finds its place behind all that wait (R7)",
-    )
 
 
 # --- One step -----------------------------------------------------------------------------------
@@ -229,6 +235,8 @@ def _settled(run: LaneRun) -> tuple[object, ...]:
         run.not_before,
         run.asking,
         run.host,
+        run.revision,
+        run.last_update,
     )
 
 

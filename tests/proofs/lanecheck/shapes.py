@@ -106,7 +106,7 @@ def picture(lane: Lane) -> str:
 
 
 def _asked(run: LaneRun) -> str:
-    """The input of a run: open requests, closed ones to be told, and what becomes of it."""
+    """The input of a run: open requests, closed ones without their event, and its next step."""
     held = run.asking
     words = [one.key for one in held.pending]
     words += (f"{state}:{key}" for state, _, key in held.late)

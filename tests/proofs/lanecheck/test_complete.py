@@ -11,6 +11,7 @@ COMPLETE = {
     "nodes": Bounds.plain(nodes=True),
     "asks": Bounds.plain(asks=True),
     "retries": Bounds.plain(retries=True),
+    "updates": Bounds.plain(updates=True),
 }
 """Each with one of what multiplies the lanes; tests/core searches for a few steps with all."""
 

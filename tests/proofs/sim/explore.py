@@ -50,11 +50,13 @@ from proofs.lanecheck.commands import (
     node_lost,
     reserve,
     stored,
+    update,
 )
 from proofs.lanecheck.invariants import check, require
 from runlane_server.core import lane as lane_rules
 from runlane_server.core.model import CancelScope, WhenBusy
 from runlane_server.core.transition import Lane, LaneRun, Reservation, Transition
+from runlane_server.core.update import Place
 
 State = Hashable
 """A world with names and absolute numbers normalised."""
@@ -71,10 +73,11 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a search covers.
+    """The scope of a search.
 
     Maximum numbers of runs and reservations together, of reservations, and of waiting runs; and
-    whether there are two agents, two nodes, questions to people, and retries of failed attempts.
+    whether there are two agents, two nodes, questions to people, retries of failed attempts, and
+    updates of waiting runs.
     Each of these multiplies the number of lanes.
     """
 
@@ -85,6 +88,7 @@ class Bounds:
     nodes: bool = True
     asks: bool = True
     retries: bool = True
+    updates: bool = False
 
     @classmethod
     def plain(cls, **more: Any) -> Bounds:
@@ -94,6 +98,9 @@ class Bounds:
 
 
 SMALL = Bounds()
+
+UPDATED = Bounds.plain(runs=3, waiting=2, reservations=1, updates=True)
+"""A queue whose runs are updated."""
 
 
 @dataclass(slots=True)
@@ -223,10 +230,32 @@ def commands(world: World, bounds: Bounds) -> Iterator[Command]:
             yield from _adopts(lane.active)
         if bounds.asks:
             yield from _asks(lane.active)
+    if bounds.updates:
+        yield from _updates(lane)
     if bounds.asks:
         yield from _answers(lane)
     for run in lane.waiting[:1]:
         yield finish(run.run_id, run.attempt)
+
+
+def _updates(lane: Lane) -> Iterator[Command]:
+    yield update("unknown", edits=True)
+    for run in live(lane):
+        run_id = run.run_id
+        yield update(run_id, edits=True)
+        yield update(run_id, edits=True, revision=run.revision)
+        yield update(run_id, edits=True, revision=run.revision + 1)
+        if run.last_update:
+            yield update(run_id, place=Place.FIRST, repeated=True)
+            yield update(run_id, place=Place.FIRST, repeated=True, revision=run.revision - 1)
+        for sends in (WhenBusy.QUEUE, WhenBusy.FOLD, WhenBusy.INTERRUPT):
+            yield update(run_id, sends=sends)
+        yield update(run_id, place=Place.FIRST)
+        yield update(run_id, place=Place.LAST, edits=True)
+        for other in lane.waiting:
+            yield update(run_id, place=Place.BEFORE, anchor=other.run_id)
+            yield update(run_id, place=Place.AFTER, anchor=other.run_id)
+        yield update(run_id, place=Place.AFTER, anchor="unknown")
 
 
 def _adopts(active: LaneRun) -> Iterator[Command]:
@@ -365,8 +394,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=SMALL.runs)
     parser.add_argument("--reservations", type=int, default=SMALL.reservations)
     parser.add_argument("--waiting", type=int, default=SMALL.waiting)
+    parser.add_argument("--updates", action="store_true")
     told = parser.parse_args()
-    bounds = Bounds(told.runs, told.reservations, told.waiting)
+    bounds = Bounds(told.runs, told.reservations, told.waiting, updates=told.updates)
     try:
         report = explore(told.depth, bounds)
     except Counterexample as found:

@@ -48,6 +48,7 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
+from runlane_server.store.copies import CopyPlan
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
 from runlane_server.store.lookup import (
     ALL_RUNS,
@@ -268,6 +269,14 @@ class SimStore:
     async def create_session(self, session: NewSession) -> None:
         """Creates a session."""
         await self._write(lambda: self._disk.data.create_session(session))
+
+    async def plan_copy(self, key: SessionKey, turn: int) -> CopyPlan | None:
+        """The plan of a copy."""
+        return await self._read(lambda: self._disk.data.plan_copy(key, turn))
+
+    async def fork_session(self, plan: CopyPlan, session: NewSession) -> None:
+        """Creates a fork."""
+        await self._write(lambda: self._disk.data.fork_session(plan, session))
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """Removes old terminal events."""

@@ -1,6 +1,6 @@
 """Workers of a simulated world: they lose connections, come back, or stay away for too long.
 
-A worker belongs to no node and survives them all. What its code does is drawn from the id of the
+A worker belongs to no node and survives them all. The acts of its code are drawn from the id of the
 run and the number of the attempt; when it loses its connection, from its own generator.
 """
 
@@ -43,7 +43,7 @@ class Lost(Exception):
 
 
 class Attempt:
-    """What the code of a worker does for a turn, over all the connections that this takes."""
+    """The acts of the code of a worker for a turn, over all the connections that this takes."""
 
     def __init__(self, given: Assigned, execution: Execution) -> None:
         turn = given.turn

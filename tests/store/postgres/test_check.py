@@ -68,6 +68,9 @@ INCONSISTENT = {
     "folds: run tenant/bad-ended is folded into bad-active, but has turn 0 instead of .*": (
         "UPDATE runs SET folded_into = 'bad-active' WHERE run_id = 'bad-ended'"
     ),
+    "copies: session tenant/bad began with 2 turns of its origin, but has 0": (
+        "UPDATE sessions SET copy_id = 7, origin_id = 's', origin_turn = 2 WHERE session_id = 'bad'"
+    ),
     "terminal_events: .* belongs to run tenant/bad-ended, which has not ended": (
         "UPDATE runs SET ended_at = NULL WHERE run_id = 'bad-ended'"
     ),

@@ -605,16 +605,34 @@ async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_o
         assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
 
 
-BEFORE_LOOKUP = """
+BEFORE_FENCE = """
     DROP FUNCTION commit_fenced;
     DROP TYPE host_fence;
+"""
+"""Takes step 21 of the schema back."""
+
+BEFORE_FORKS = f"""
+    {BEFORE_FENCE}
+    DROP FUNCTION create_fork;
+    DROP FUNCTION remove_copy CASCADE;
+    DROP TABLE copied_messages, copied_attachments, copied_parts, unfinished_copies;
+    ALTER TABLE sessions DROP COLUMN origin_id, DROP COLUMN origin_turn, DROP COLUMN copy_id;
+"""
+"""Takes the steps from 20 on of the schema back."""
+
+BEFORE_LOOKUP = f"""
+    {BEFORE_FORKS}
+    DROP FUNCTION commit_updates;
+    DROP TYPE updated_run;
+    ALTER TABLE runs DROP COLUMN revision, DROP COLUMN last_update;
+    DROP FUNCTION create_webhook;
     DROP TABLE run_labels, session_labels;
     DROP FUNCTION label_run, label_session CASCADE;
     DROP FUNCTION labels_of;
     DROP INDEX runs_by_agent, runs_by_accepted, runs_by_ended;
     DROP INDEX sessions_by_agent, sessions_by_created, sessions_busy;
 """
-"""Takes steps 16 and later of the schema back."""
+"""Takes the steps from 16 on of the schema back."""
 
 
 async def test_migration_finds_the_labels_of_before(postgres_url: str, beside: Connection) -> None:

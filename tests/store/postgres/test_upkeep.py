@@ -1,4 +1,4 @@
-"""The upkeep of the log costs the same, whatever else the database has to keep."""
+"""The upkeep of the log costs the same while the database keeps old rows for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two connections write at a time keeps the order of each lane and run."""
+"""Writes of two connections at a time keep the order of each lane and run."""
 
 from __future__ import annotations
 

@@ -140,6 +140,8 @@ async def _one_step(store: SqliteStore) -> bool:
 
 # --- Each defect, and the line that reports it --------------------------------------------------
 
+COPIED = "INSERT INTO copied_messages VALUES (7, 1, 0, 'm', 'r', '{}', NULL, '', 1, NULL, {}, 0)"
+
 BROKEN: list[tuple[str, str, str]] = [
     ("meta", "DELETE FROM meta WHERE name = 'store_id'", "the file has no store_id"),
     ("meta", "UPDATE meta SET value = x'00' WHERE name = 'store_id'", "the file has no store_id"),
@@ -611,6 +613,18 @@ BROKEN: list[tuple[str, str, str]] = [
         "records",
         "UPDATE input_requests SET question = '[]' WHERE key = 'k'",
         "input request tenant/asking-k-[0-9]+ cannot be read: .*",
+    ),
+    (
+        "copies",
+        "UPDATE sessions SET copy_id = 7, origin_id = 's', origin_turn = 2"
+        " WHERE session_id = 'line'",
+        "session tenant/line began with 2 turns of its origin, but has 0",
+    ),
+    ("copies", COPIED.format("user", "'x'"), "copy 7 of a transcript belongs to no session"),
+    (
+        "records",
+        COPIED.format("user", "NULL"),
+        "message copy 7/m cannot be read: ValueError: its prompt is not there",
     ),
     (
         "usage",

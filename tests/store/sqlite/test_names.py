@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - the statements are constants
-"""Names that are not UTF-8 are found, printed and replaced, whichever column has them."""
+"""Names that are not UTF-8 are found, printed and replaced, in every column."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = [(table, column) for table, columns in COLUMNS.items() for column in col
 
 
 async def seen(path: Path) -> object:
-    """What the store says of the session that was not damaged."""
+    """The store's view of the session that was not damaged."""
     async with SqliteStore(path) as store:
         return await view(store, GOOD)
 

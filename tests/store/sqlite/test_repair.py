@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - the statements are constants
-"""`check --repair` leaves a sound file, whatever was damaged, and says what it did."""
+"""`check --repair` leaves a sound file after any damage, and says what it did."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from runlane.conformance.cases import (
     retry,
     session_stream,
     start,
+    update,
     worker_output,
     workers,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "retry",
     "session_stream",
     "start",
+    "update",
     "worker_output",
     "workers",
 ]

@@ -566,6 +566,7 @@ class WorkResponse(_message.Message):
         DEADLINE_FIELD_NUMBER: _builtins.int
         TRACEPARENT_FIELD_NUMBER: _builtins.int
         WINDOW_FIELD_NUMBER: _builtins.int
+        ORIGIN_FIELD_NUMBER: _builtins.int
         run_id: _builtins.str
         """The run."""
         session_id: _builtins.str
@@ -596,6 +597,12 @@ class WorkResponse(_message.Message):
         def deadline(self) -> _timestamp_pb2.Timestamp:
             """When the run times out; unset if it has no timeout."""
 
+        @_builtins.property
+        def origin(self) -> _session_pb2.SessionOrigin:
+            """What the session is a fork of; unset if it is none, or began without a turn. A worker with a
+            memory of its own that does not know the session yet can begin from what it knows of the origin.
+            """
+
         def __init__(
             self,
             *,
@@ -611,10 +618,11 @@ class WorkResponse(_message.Message):
             deadline: _timestamp_pb2.Timestamp | None = ...,
             traceparent: _builtins.str = ...,
             window: _builtins.int = ...,
+            origin: _session_pb2.SessionOrigin | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "origin", b"origin"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attachments", b"attachments", "attempt", b"attempt", "deadline", b"deadline", "fence", b"fence", "metadata", b"metadata", "prompt", b"prompt", "run_id", b"run_id", "session_id", b"session_id", "tenant", b"tenant", "traceparent", b"traceparent", "window", b"window"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attachments", b"attachments", "attempt", b"attempt", "deadline", b"deadline", "fence", b"fence", "metadata", b"metadata", "origin", b"origin", "prompt", b"prompt", "run_id", b"run_id", "session_id", b"session_id", "tenant", b"tenant", "traceparent", b"traceparent", "window", b"window"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,6 +21,75 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Something that the runs of an agent can do. What is not listed they never do.
+type AgentAbility int32
+
+const (
+	// No ability.
+	AgentAbility_AGENT_ABILITY_UNSPECIFIED AgentAbility = 0
+	// Prompts accepted with FOLD may join a turn.
+	AgentAbility_AGENT_ABILITY_FOLD AgentAbility = 1
+	// It may ask people.
+	AgentAbility_AGENT_ABILITY_ASK AgentAbility = 2
+	// It may store results of steps, which later attempts do not repeat.
+	AgentAbility_AGENT_ABILITY_STEPS AgentAbility = 3
+	// It gets attachments that are not text, such as images.
+	AgentAbility_AGENT_ABILITY_ATTACHMENTS AgentAbility = 4
+	// A run that waits for people survives the loss of its node without consuming an attempt.
+	AgentAbility_AGENT_ABILITY_RESUME AgentAbility = 5
+	// An active run continues while its node restarts.
+	AgentAbility_AGENT_ABILITY_OUTLIVE AgentAbility = 6
+)
+
+// Enum value maps for AgentAbility.
+var (
+	AgentAbility_name = map[int32]string{
+		0: "AGENT_ABILITY_UNSPECIFIED",
+		1: "AGENT_ABILITY_FOLD",
+		2: "AGENT_ABILITY_ASK",
+		3: "AGENT_ABILITY_STEPS",
+		4: "AGENT_ABILITY_ATTACHMENTS",
+		5: "AGENT_ABILITY_RESUME",
+		6: "AGENT_ABILITY_OUTLIVE",
+	}
+	AgentAbility_value = map[string]int32{
+		"AGENT_ABILITY_UNSPECIFIED": 0,
+		"AGENT_ABILITY_FOLD":        1,
+		"AGENT_ABILITY_ASK":         2,
+		"AGENT_ABILITY_STEPS":       3,
+		"AGENT_ABILITY_ATTACHMENTS": 4,
+		"AGENT_ABILITY_RESUME":      5,
+		"AGENT_ABILITY_OUTLIVE":     6,
+	}
+)
+
+func (x AgentAbility) Enum() *AgentAbility {
+	p := new(AgentAbility)
+	*p = x
+	return p
+}
+
+func (x AgentAbility) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AgentAbility) Descriptor() protoreflect.EnumDescriptor {
+	return file_runlane_v1_agent_service_proto_enumTypes[0].Descriptor()
+}
+
+func (AgentAbility) Type() protoreflect.EnumType {
+	return &file_runlane_v1_agent_service_proto_enumTypes[0]
+}
+
+func (x AgentAbility) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AgentAbility.Descriptor instead.
+func (AgentAbility) EnumDescriptor() ([]byte, []int) {
+	return file_runlane_v1_agent_service_proto_rawDescGZIP(), []int{0}
+}
+
 // Request for the agents.
 type ListAgentsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -120,7 +189,10 @@ type Agent struct {
 	SlotsInUse int32 `protobuf:"varint,5,opt,name=slots_in_use,json=slotsInUse,proto3" json:"slots_in_use,omitempty"`
 	// Maximum number of slots in use; unset: only the limit of all agents together applies. 0: the
 	// node accepts runs for the agent and executes none.
-	SlotsLimit    *int32 `protobuf:"varint,6,opt,name=slots_limit,json=slotsLimit,proto3,oneof" json:"slots_limit,omitempty"`
+	SlotsLimit *int32 `protobuf:"varint,6,opt,name=slots_limit,json=slotsLimit,proto3,oneof" json:"slots_limit,omitempty"`
+	// What its runs can do. Code of your own and workers may do less than they could: an agent that never
+	// takes folded prompts, for example, executes each of them as a turn of its own.
+	Can           []AgentAbility `protobuf:"varint,7,rep,packed,name=can,proto3,enum=runlane.v1.AgentAbility" json:"can,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +269,13 @@ func (x *Agent) GetSlotsLimit() int32 {
 	return 0
 }
 
+func (x *Agent) GetCan() []AgentAbility {
+	if x != nil {
+		return x.Can
+	}
+	return nil
+}
+
 var File_runlane_v1_agent_service_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_agent_service_proto_rawDesc = "" +
@@ -205,7 +284,7 @@ const file_runlane_v1_agent_service_proto_rawDesc = "" +
 	"runlane.v1\"\x13\n" +
 	"\x11ListAgentsRequest\"?\n" +
 	"\x12ListAgentsResponse\x12)\n" +
-	"\x06agents\x18\x01 \x03(\v2\x11.runlane.v1.AgentR\x06agents\"\xbc\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2\x11.runlane.v1.AgentR\x06agents\"\xe8\x01\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -215,8 +294,17 @@ const file_runlane_v1_agent_service_proto_rawDesc = "" +
 	"\fslots_in_use\x18\x05 \x01(\x05R\n" +
 	"slotsInUse\x12$\n" +
 	"\vslots_limit\x18\x06 \x01(\x05H\x00R\n" +
-	"slotsLimit\x88\x01\x01B\x0e\n" +
-	"\f_slots_limit2[\n" +
+	"slotsLimit\x88\x01\x01\x12*\n" +
+	"\x03can\x18\a \x03(\x0e2\x18.runlane.v1.AgentAbilityR\x03canB\x0e\n" +
+	"\f_slots_limit*\xc9\x01\n" +
+	"\fAgentAbility\x12\x1d\n" +
+	"\x19AGENT_ABILITY_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12AGENT_ABILITY_FOLD\x10\x01\x12\x15\n" +
+	"\x11AGENT_ABILITY_ASK\x10\x02\x12\x17\n" +
+	"\x13AGENT_ABILITY_STEPS\x10\x03\x12\x1d\n" +
+	"\x19AGENT_ABILITY_ATTACHMENTS\x10\x04\x12\x18\n" +
+	"\x14AGENT_ABILITY_RESUME\x10\x05\x12\x19\n" +
+	"\x15AGENT_ABILITY_OUTLIVE\x10\x062[\n" +
 	"\fAgentService\x12K\n" +
 	"\n" +
 	"ListAgents\x12\x1d.runlane.v1.ListAgentsRequest\x1a\x1e.runlane.v1.ListAgentsResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
@@ -233,21 +321,24 @@ func file_runlane_v1_agent_service_proto_rawDescGZIP() []byte {
 	return file_runlane_v1_agent_service_proto_rawDescData
 }
 
+var file_runlane_v1_agent_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_runlane_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_runlane_v1_agent_service_proto_goTypes = []any{
-	(*ListAgentsRequest)(nil),  // 0: runlane.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil), // 1: runlane.v1.ListAgentsResponse
-	(*Agent)(nil),              // 2: runlane.v1.Agent
+	(AgentAbility)(0),          // 0: runlane.v1.AgentAbility
+	(*ListAgentsRequest)(nil),  // 1: runlane.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil), // 2: runlane.v1.ListAgentsResponse
+	(*Agent)(nil),              // 3: runlane.v1.Agent
 }
 var file_runlane_v1_agent_service_proto_depIdxs = []int32{
-	2, // 0: runlane.v1.ListAgentsResponse.agents:type_name -> runlane.v1.Agent
-	0, // 1: runlane.v1.AgentService.ListAgents:input_type -> runlane.v1.ListAgentsRequest
-	1, // 2: runlane.v1.AgentService.ListAgents:output_type -> runlane.v1.ListAgentsResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 0: runlane.v1.ListAgentsResponse.agents:type_name -> runlane.v1.Agent
+	0, // 1: runlane.v1.Agent.can:type_name -> runlane.v1.AgentAbility
+	1, // 2: runlane.v1.AgentService.ListAgents:input_type -> runlane.v1.ListAgentsRequest
+	2, // 3: runlane.v1.AgentService.ListAgents:output_type -> runlane.v1.ListAgentsResponse
+	3, // [3:4] is the sub-list for method output_type
+	2, // [2:3] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_agent_service_proto_init() }
@@ -261,13 +352,14 @@ func file_runlane_v1_agent_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_agent_service_proto_rawDesc), len(file_runlane_v1_agent_service_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_runlane_v1_agent_service_proto_goTypes,
 		DependencyIndexes: file_runlane_v1_agent_service_proto_depIdxs,
+		EnumInfos:         file_runlane_v1_agent_service_proto_enumTypes,
 		MessageInfos:      file_runlane_v1_agent_service_proto_msgTypes,
 	}.Build()
 	File_runlane_v1_agent_service_proto = out.File

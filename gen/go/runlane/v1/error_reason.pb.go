@@ -111,6 +111,17 @@ const (
 	// FAILED_PRECONDITION: another run is active than the caller expected, or none. The metadata
 	// `active_run_id` has the one that is, empty for none.
 	ErrorReason_ERROR_REASON_ACTIVE_RUN_CHANGED ErrorReason = 51
+	// FAILED_PRECONDITION: the run that `position` names does not wait in the queue of the run to move.
+	ErrorReason_ERROR_REASON_ANCHOR_NOT_WAITING ErrorReason = 52
+	// FAILED_PRECONDITION: the run has left the queue, so it can be neither edited nor moved. The
+	// metadata has its `state`, the run that it was `folded_into`, and the `active_run_id` of its
+	// session; empty ones are left out.
+	ErrorReason_ERROR_REASON_ALREADY_STARTED ErrorReason = 53
+	// NOT_FOUND: the session has no turn of this number. The metadata `last_turn` has its last one.
+	ErrorReason_ERROR_REASON_TURN_NOT_FOUND ErrorReason = 54
+	// FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
+	// the last one that can be used now.
+	ErrorReason_ERROR_REASON_TURN_NOT_FINISHED ErrorReason = 55
 )
 
 // Enum value maps for ErrorReason.
@@ -150,6 +161,10 @@ var (
 		41: "ERROR_REASON_WEBHOOK_CHANGED",
 		50: "ERROR_REASON_EDIT_CONFLICT",
 		51: "ERROR_REASON_ACTIVE_RUN_CHANGED",
+		52: "ERROR_REASON_ANCHOR_NOT_WAITING",
+		53: "ERROR_REASON_ALREADY_STARTED",
+		54: "ERROR_REASON_TURN_NOT_FOUND",
+		55: "ERROR_REASON_TURN_NOT_FINISHED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -186,6 +201,10 @@ var (
 		"ERROR_REASON_WEBHOOK_CHANGED":    41,
 		"ERROR_REASON_EDIT_CONFLICT":      50,
 		"ERROR_REASON_ACTIVE_RUN_CHANGED": 51,
+		"ERROR_REASON_ANCHOR_NOT_WAITING": 52,
+		"ERROR_REASON_ALREADY_STARTED":    53,
+		"ERROR_REASON_TURN_NOT_FOUND":     54,
+		"ERROR_REASON_TURN_NOT_FINISHED":  55,
 	}
 )
 
@@ -221,7 +240,7 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xe7\b\n" +
+	"runlane.v1*\xf3\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -257,7 +276,11 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x1eERROR_REASON_WEBHOOK_NOT_FOUND\x10(\x12 \n" +
 	"\x1cERROR_REASON_WEBHOOK_CHANGED\x10)\x12\x1e\n" +
 	"\x1aERROR_REASON_EDIT_CONFLICT\x102\x12#\n" +
-	"\x1fERROR_REASON_ACTIVE_RUN_CHANGED\x103B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x1fERROR_REASON_ACTIVE_RUN_CHANGED\x103\x12#\n" +
+	"\x1fERROR_REASON_ANCHOR_NOT_WAITING\x104\x12 \n" +
+	"\x1cERROR_REASON_ALREADY_STARTED\x105\x12\x1f\n" +
+	"\x1bERROR_REASON_TURN_NOT_FOUND\x106\x12\"\n" +
+	"\x1eERROR_REASON_TURN_NOT_FINISHED\x107B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

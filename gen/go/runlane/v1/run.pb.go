@@ -588,11 +588,11 @@ type Run struct {
 	AcceptSeq int64 `protobuf:"varint,3,opt,name=accept_seq,json=acceptSeq,proto3" json:"accept_seq,omitempty"`
 	// The current state.
 	State RunState `protobuf:"varint,4,opt,name=state,proto3,enum=runlane.v1.RunState" json:"state,omitempty"`
-	// The requested behaviour for a busy session.
+	// The requested behaviour for a busy session, as it was last edited.
 	WhenBusy WhenBusy `protobuf:"varint,5,opt,name=when_busy,json=whenBusy,proto3,enum=runlane.v1.WhenBusy" json:"when_busy,omitempty"`
 	// The first 256 characters of the prompt; the transcript has the full text.
 	PromptExcerpt string `protobuf:"bytes,6,opt,name=prompt_excerpt,json=promptExcerpt,proto3" json:"prompt_excerpt,omitempty"`
-	// The caller's labels, unchanged.
+	// The caller's labels, unchanged unless UpdateRun replaced them.
 	Metadata map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Maximum duration of one attempt, as requested; unset: the server's default applies.
 	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
@@ -618,8 +618,10 @@ type Run struct {
 	// The index of the run's last event so far. Pass it to SubscribeRun as `after_index` to receive
 	// only what follows.
 	LastEventIndex int64 `protobuf:"varint,18,opt,name=last_event_index,json=lastEventIndex,proto3" json:"last_event_index,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The number of edits and moves of the run while it waited; UpdateRun takes it as a precondition.
+	Revision      int64 `protobuf:"varint,19,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -774,6 +776,13 @@ func (x *Run) GetRetryPolicy() *RetryPolicy {
 func (x *Run) GetLastEventIndex() int64 {
 	if x != nil {
 		return x.LastEventIndex
+	}
+	return 0
+}
+
+func (x *Run) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
 	}
 	return 0
 }
@@ -1312,6 +1321,7 @@ type RunEvent struct {
 	//	*RunEvent_InputWithdrawn_
 	//	*RunEvent_InputExpired_
 	//	*RunEvent_Resumed_
+	//	*RunEvent_Updated_
 	Event         isRunEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1512,6 +1522,15 @@ func (x *RunEvent) GetResumed() *RunEvent_Resumed {
 	return nil
 }
 
+func (x *RunEvent) GetUpdated() *RunEvent_Updated {
+	if x != nil {
+		if x, ok := x.Event.(*RunEvent_Updated_); ok {
+			return x.Updated
+		}
+	}
+	return nil
+}
+
 type isRunEvent_Event interface {
 	isRunEvent_Event()
 }
@@ -1596,6 +1615,11 @@ type RunEvent_Resumed_ struct {
 	Resumed *RunEvent_Resumed `protobuf:"bytes,18,opt,name=resumed,proto3,oneof"`
 }
 
+type RunEvent_Updated_ struct {
+	// The run was edited while it waited.
+	Updated *RunEvent_Updated `protobuf:"bytes,19,opt,name=updated,proto3,oneof"`
+}
+
 func (*RunEvent_Accepted_) isRunEvent_Event() {}
 
 func (*RunEvent_Started_) isRunEvent_Event() {}
@@ -1627,6 +1651,8 @@ func (*RunEvent_InputWithdrawn_) isRunEvent_Event() {}
 func (*RunEvent_InputExpired_) isRunEvent_Event() {}
 
 func (*RunEvent_Resumed_) isRunEvent_Event() {}
+
+func (*RunEvent_Updated_) isRunEvent_Event() {}
 
 // A run covered by a cancel.
 type CancelledRun struct {
@@ -2281,6 +2307,70 @@ func (x *RunEvent_Resumed) GetAttempt() int32 {
 	return 0
 }
 
+// The waiting run was edited. A move alone is no event.
+type RunEvent_Updated struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision of the run after the edit.
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The first 256 characters of its prompt, as it is now.
+	PromptExcerpt string `protobuf:"bytes,2,opt,name=prompt_excerpt,json=promptExcerpt,proto3" json:"prompt_excerpt,omitempty"`
+	// What it does if its session is busy, as it is now.
+	WhenBusy      WhenBusy `protobuf:"varint,3,opt,name=when_busy,json=whenBusy,proto3,enum=runlane.v1.WhenBusy" json:"when_busy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunEvent_Updated) Reset() {
+	*x = RunEvent_Updated{}
+	mi := &file_runlane_v1_run_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunEvent_Updated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunEvent_Updated) ProtoMessage() {}
+
+func (x *RunEvent_Updated) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunEvent_Updated.ProtoReflect.Descriptor instead.
+func (*RunEvent_Updated) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 12}
+}
+
+func (x *RunEvent_Updated) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RunEvent_Updated) GetPromptExcerpt() string {
+	if x != nil {
+		return x.PromptExcerpt
+	}
+	return ""
+}
+
+func (x *RunEvent_Updated) GetWhenBusy() WhenBusy {
+	if x != nil {
+		return x.WhenBusy
+	}
+	return WhenBusy_WHEN_BUSY_UNSPECIFIED
+}
+
 var File_runlane_v1_run_proto protoreflect.FileDescriptor
 
 const file_runlane_v1_run_proto_rawDesc = "" +
@@ -2309,7 +2399,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x0finitial_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n" +
 	"\vmax_backoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"maxBackoff\x12!\n" +
-	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\xd2\x06\n" +
+	"\fafter_output\x18\x05 \x01(\bR\vafterOutput\"\xee\x06\n" +
 	"\x03Run\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -2334,7 +2424,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\frun_complete\x18\x0f \x01(\v2\x17.runlane.v1.RunCompleteR\vrunComplete\x12\x14\n" +
 	"\x05agent\x18\x10 \x01(\tR\x05agent\x12:\n" +
 	"\fretry_policy\x18\x11 \x01(\v2\x17.runlane.v1.RetryPolicyR\vretryPolicy\x12(\n" +
-	"\x10last_event_index\x18\x12 \x01(\x03R\x0elastEventIndex\x1a;\n" +
+	"\x10last_event_index\x18\x12 \x01(\x03R\x0elastEventIndex\x12\x1a\n" +
+	"\brevision\x18\x13 \x01(\x03R\brevision\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x05\n" +
@@ -2387,7 +2478,7 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x03uri\x18\a \x01(\tH\x00R\x03uri\x12\x16\n" +
 	"\x06append\x18\b \x01(\bR\x06append\x12\x12\n" +
 	"\x04last\x18\t \x01(\bR\x04lastB\t\n" +
-	"\acontent\"\xb6\r\n" +
+	"\acontent\"\xf1\x0e\n" +
 	"\bRunEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12;\n" +
@@ -2409,7 +2500,8 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\x0einput_answered\x18\x0f \x01(\v2\".runlane.v1.RunEvent.InputAnsweredH\x00R\rinputAnswered\x12N\n" +
 	"\x0finput_withdrawn\x18\x10 \x01(\v2#.runlane.v1.RunEvent.InputWithdrawnH\x00R\x0einputWithdrawn\x12H\n" +
 	"\rinput_expired\x18\x11 \x01(\v2!.runlane.v1.RunEvent.InputExpiredH\x00R\finputExpired\x128\n" +
-	"\aresumed\x18\x12 \x01(\v2\x1c.runlane.v1.RunEvent.ResumedH\x00R\aresumed\x1a)\n" +
+	"\aresumed\x18\x12 \x01(\v2\x1c.runlane.v1.RunEvent.ResumedH\x00R\aresumed\x128\n" +
+	"\aupdated\x18\x13 \x01(\v2\x1c.runlane.v1.RunEvent.UpdatedH\x00R\aupdated\x1a)\n" +
 	"\bAccepted\x12\x1d\n" +
 	"\n" +
 	"accept_seq\x18\x01 \x01(\x03R\tacceptSeq\x1a#\n" +
@@ -2437,7 +2529,11 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\fInputExpired\x12(\n" +
 	"\x10input_request_id\x18\x01 \x01(\tR\x0einputRequestId\x1a#\n" +
 	"\aResumed\x12\x18\n" +
-	"\aattempt\x18\x01 \x01(\x05R\aattemptB\a\n" +
+	"\aattempt\x18\x01 \x01(\x05R\aattempt\x1a\x7f\n" +
+	"\aUpdated\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12%\n" +
+	"\x0eprompt_excerpt\x18\x02 \x01(\tR\rpromptExcerpt\x121\n" +
+	"\twhen_busy\x18\x03 \x01(\x0e2\x14.runlane.v1.WhenBusyR\bwhenBusyB\a\n" +
 	"\x05event\"\xab\x01\n" +
 	"\fCancelledRun\x12\x1d\n" +
 	"\n" +
@@ -2487,7 +2583,7 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
@@ -2516,30 +2612,31 @@ var file_runlane_v1_run_proto_goTypes = []any{
 	(*RunEvent_InputWithdrawn)(nil), // 24: runlane.v1.RunEvent.InputWithdrawn
 	(*RunEvent_InputExpired)(nil),   // 25: runlane.v1.RunEvent.InputExpired
 	(*RunEvent_Resumed)(nil),        // 26: runlane.v1.RunEvent.Resumed
-	(*durationpb.Duration)(nil),     // 27: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
-	(*InputRequest)(nil),            // 29: runlane.v1.InputRequest
+	(*RunEvent_Updated)(nil),        // 27: runlane.v1.RunEvent.Updated
+	(*durationpb.Duration)(nil),     // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
+	(*InputRequest)(nil),            // 30: runlane.v1.InputRequest
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
-	27, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	27, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	28, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	28, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
 	0,  // 2: runlane.v1.Run.state:type_name -> runlane.v1.RunState
 	1,  // 3: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
 	14, // 4: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	27, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	28, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	28, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	28, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	28, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	29, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	29, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	29, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
 	8,  // 9: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
 	6,  // 10: runlane.v1.Run.retry_policy:type_name -> runlane.v1.RetryPolicy
 	0,  // 11: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
 	2,  // 12: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
 	4,  // 13: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
 	5,  // 14: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	28, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	28, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	28, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	28, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	29, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	29, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	29, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	29, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
 	15, // 19: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
 	16, // 20: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
 	17, // 21: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
@@ -2556,13 +2653,15 @@ var file_runlane_v1_run_proto_depIdxs = []int32{
 	24, // 32: runlane.v1.RunEvent.input_withdrawn:type_name -> runlane.v1.RunEvent.InputWithdrawn
 	25, // 33: runlane.v1.RunEvent.input_expired:type_name -> runlane.v1.RunEvent.InputExpired
 	26, // 34: runlane.v1.RunEvent.resumed:type_name -> runlane.v1.RunEvent.Resumed
-	0,  // 35: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	29, // 36: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	27, // 35: runlane.v1.RunEvent.updated:type_name -> runlane.v1.RunEvent.Updated
+	0,  // 36: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	30, // 37: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
+	1,  // 38: runlane.v1.RunEvent.Updated.when_busy:type_name -> runlane.v1.WhenBusy
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -2598,6 +2697,7 @@ func file_runlane_v1_run_proto_init() {
 		(*RunEvent_InputWithdrawn_)(nil),
 		(*RunEvent_InputExpired_)(nil),
 		(*RunEvent_Resumed_)(nil),
+		(*RunEvent_Updated_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2605,7 +2705,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -688,6 +689,286 @@ func (x *CancelAllResponse) GetOmittedRuns() int64 {
 	return 0
 }
 
+// A place in the queue of a session. No run is moved ahead of one that has begun its turn and waits
+// for its next attempt.
+type QueuePosition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The place. A run that it names has to wait in the same queue, else the call is refused with
+	// ANCHOR_NOT_WAITING.
+	//
+	// Types that are valid to be assigned to Place:
+	//
+	//	*QueuePosition_First
+	//	*QueuePosition_Last
+	//	*QueuePosition_BeforeRunId
+	//	*QueuePosition_AfterRunId
+	Place         isQueuePosition_Place `protobuf_oneof:"place"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueuePosition) Reset() {
+	*x = QueuePosition{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueuePosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueuePosition) ProtoMessage() {}
+
+func (x *QueuePosition) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueuePosition.ProtoReflect.Descriptor instead.
+func (*QueuePosition) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *QueuePosition) GetPlace() isQueuePosition_Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
+func (x *QueuePosition) GetFirst() bool {
+	if x != nil {
+		if x, ok := x.Place.(*QueuePosition_First); ok {
+			return x.First
+		}
+	}
+	return false
+}
+
+func (x *QueuePosition) GetLast() bool {
+	if x != nil {
+		if x, ok := x.Place.(*QueuePosition_Last); ok {
+			return x.Last
+		}
+	}
+	return false
+}
+
+func (x *QueuePosition) GetBeforeRunId() string {
+	if x != nil {
+		if x, ok := x.Place.(*QueuePosition_BeforeRunId); ok {
+			return x.BeforeRunId
+		}
+	}
+	return ""
+}
+
+func (x *QueuePosition) GetAfterRunId() string {
+	if x != nil {
+		if x, ok := x.Place.(*QueuePosition_AfterRunId); ok {
+			return x.AfterRunId
+		}
+	}
+	return ""
+}
+
+type isQueuePosition_Place interface {
+	isQueuePosition_Place()
+}
+
+type QueuePosition_First struct {
+	// The head of the queue. Has to be true.
+	First bool `protobuf:"varint,1,opt,name=first,proto3,oneof"`
+}
+
+type QueuePosition_Last struct {
+	// The end of the queue. Has to be true.
+	Last bool `protobuf:"varint,2,opt,name=last,proto3,oneof"`
+}
+
+type QueuePosition_BeforeRunId struct {
+	// Directly before this run.
+	BeforeRunId string `protobuf:"bytes,3,opt,name=before_run_id,json=beforeRunId,proto3,oneof"`
+}
+
+type QueuePosition_AfterRunId struct {
+	// Directly after this run.
+	AfterRunId string `protobuf:"bytes,4,opt,name=after_run_id,json=afterRunId,proto3,oneof"`
+}
+
+func (*QueuePosition_First) isQueuePosition_Place() {}
+
+func (*QueuePosition_Last) isQueuePosition_Place() {}
+
+func (*QueuePosition_BeforeRunId) isQueuePosition_Place() {}
+
+func (*QueuePosition_AfterRunId) isQueuePosition_Place() {}
+
+// Request to edit or move a waiting run.
+type UpdateRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run id.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// The fields to change: `prompt`, `attachments`, `when_busy`, `metadata`, `position`; at least one.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// The new prompt, with the same limits as in RunAccepted.
+	Prompt string `protobuf:"bytes,3,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	// The new attachments; they replace all earlier ones.
+	Attachments []*Attachment `protobuf:"bytes,4,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	// What the run does from now on: QUEUE waits; FOLD joins the active turn at its next step; INTERRUPT
+	// cancels the active run and moves this one to the head. REJECT is invalid.
+	WhenBusy WhenBusy `protobuf:"varint,5,opt,name=when_busy,json=whenBusy,proto3,enum=runlane.v1.WhenBusy" json:"when_busy,omitempty"`
+	// The new labels; they replace all earlier ones.
+	Metadata map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The new place in the queue. It changes the order in which runs start, and neither accept_seq nor
+	// the fence of a cancel. Not together with INTERRUPT.
+	Position *QueuePosition `protobuf:"bytes,7,opt,name=position,proto3" json:"position,omitempty"`
+	// Change the run only if this is its revision. Unset: any.
+	Revision      *int64 `protobuf:"varint,8,opt,name=revision,proto3,oneof" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRunRequest) Reset() {
+	*x = UpdateRunRequest{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRunRequest) ProtoMessage() {}
+
+func (x *UpdateRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRunRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRunRequest) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UpdateRunRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *UpdateRunRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateRunRequest) GetPrompt() string {
+	if x != nil {
+		return x.Prompt
+	}
+	return ""
+}
+
+func (x *UpdateRunRequest) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
+func (x *UpdateRunRequest) GetWhenBusy() WhenBusy {
+	if x != nil {
+		return x.WhenBusy
+	}
+	return WhenBusy_WHEN_BUSY_UNSPECIFIED
+}
+
+func (x *UpdateRunRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *UpdateRunRequest) GetPosition() *QueuePosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *UpdateRunRequest) GetRevision() int64 {
+	if x != nil && x.Revision != nil {
+		return *x.Revision
+	}
+	return 0
+}
+
+// The changed run.
+type UpdateRunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRunResponse) Reset() {
+	*x = UpdateRunResponse{}
+	mi := &file_runlane_v1_run_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRunResponse) ProtoMessage() {}
+
+func (x *UpdateRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRunResponse.ProtoReflect.Descriptor instead.
+func (*UpdateRunResponse) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UpdateRunResponse) GetRun() *Run {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
 // Request to subscribe to terminal events.
 type SubscribeRunCompleteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -709,7 +990,7 @@ type SubscribeRunCompleteRequest struct {
 
 func (x *SubscribeRunCompleteRequest) Reset() {
 	*x = SubscribeRunCompleteRequest{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +1002,7 @@ func (x *SubscribeRunCompleteRequest) String() string {
 func (*SubscribeRunCompleteRequest) ProtoMessage() {}
 
 func (x *SubscribeRunCompleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +1015,7 @@ func (x *SubscribeRunCompleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRunCompleteRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRunCompleteRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SubscribeRunCompleteRequest) GetSessionIds() []string {
@@ -812,7 +1093,7 @@ type SubscribeRunCompleteResponse struct {
 
 func (x *SubscribeRunCompleteResponse) Reset() {
 	*x = SubscribeRunCompleteResponse{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +1105,7 @@ func (x *SubscribeRunCompleteResponse) String() string {
 func (*SubscribeRunCompleteResponse) ProtoMessage() {}
 
 func (x *SubscribeRunCompleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +1118,7 @@ func (x *SubscribeRunCompleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRunCompleteResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeRunCompleteResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SubscribeRunCompleteResponse) GetCursor() string {
@@ -903,7 +1184,7 @@ type SubscribeRunRequest struct {
 
 func (x *SubscribeRunRequest) Reset() {
 	*x = SubscribeRunRequest{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1196,7 @@ func (x *SubscribeRunRequest) String() string {
 func (*SubscribeRunRequest) ProtoMessage() {}
 
 func (x *SubscribeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1209,7 @@ func (x *SubscribeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRunRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRunRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{9}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SubscribeRunRequest) GetRunId() string {
@@ -958,7 +1239,7 @@ type SubscribeRunResponse struct {
 
 func (x *SubscribeRunResponse) Reset() {
 	*x = SubscribeRunResponse{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1251,7 @@ func (x *SubscribeRunResponse) String() string {
 func (*SubscribeRunResponse) ProtoMessage() {}
 
 func (x *SubscribeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1264,7 @@ func (x *SubscribeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRunResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeRunResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{10}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SubscribeRunResponse) GetEvent() *RunEvent {
@@ -1014,7 +1295,7 @@ type WaitRunRequest struct {
 
 func (x *WaitRunRequest) Reset() {
 	*x = WaitRunRequest{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1307,7 @@ func (x *WaitRunRequest) String() string {
 func (*WaitRunRequest) ProtoMessage() {}
 
 func (x *WaitRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1320,7 @@ func (x *WaitRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRunRequest.ProtoReflect.Descriptor instead.
 func (*WaitRunRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{11}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WaitRunRequest) GetRunId() string {
@@ -1067,7 +1348,7 @@ type WaitRunResponse struct {
 
 func (x *WaitRunResponse) Reset() {
 	*x = WaitRunResponse{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1360,7 @@ func (x *WaitRunResponse) String() string {
 func (*WaitRunResponse) ProtoMessage() {}
 
 func (x *WaitRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1373,7 @@ func (x *WaitRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRunResponse.ProtoReflect.Descriptor instead.
 func (*WaitRunResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{12}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WaitRunResponse) GetRun() *Run {
@@ -1113,7 +1394,7 @@ type GetRunRequest struct {
 
 func (x *GetRunRequest) Reset() {
 	*x = GetRunRequest{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1406,7 @@ func (x *GetRunRequest) String() string {
 func (*GetRunRequest) ProtoMessage() {}
 
 func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1419,7 @@ func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunRequest.ProtoReflect.Descriptor instead.
 func (*GetRunRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{13}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetRunRequest) GetRunId() string {
@@ -1159,7 +1440,7 @@ type GetRunResponse struct {
 
 func (x *GetRunResponse) Reset() {
 	*x = GetRunResponse{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1452,7 @@ func (x *GetRunResponse) String() string {
 func (*GetRunResponse) ProtoMessage() {}
 
 func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1465,7 @@ func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunResponse.ProtoReflect.Descriptor instead.
 func (*GetRunResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{14}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetRunResponse) GetRun() *Run {
@@ -1228,7 +1509,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1521,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1534,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{15}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListRunsRequest) GetSessionId() string {
@@ -1357,7 +1638,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1650,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1663,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{16}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -1433,7 +1714,7 @@ type ListInputRequestsRequest struct {
 
 func (x *ListInputRequestsRequest) Reset() {
 	*x = ListInputRequestsRequest{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1726,7 @@ func (x *ListInputRequestsRequest) String() string {
 func (*ListInputRequestsRequest) ProtoMessage() {}
 
 func (x *ListInputRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1739,7 @@ func (x *ListInputRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInputRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListInputRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{17}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListInputRequestsRequest) GetSessionId() string {
@@ -1509,7 +1790,7 @@ type ListInputRequestsResponse struct {
 
 func (x *ListInputRequestsResponse) Reset() {
 	*x = ListInputRequestsResponse{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1802,7 @@ func (x *ListInputRequestsResponse) String() string {
 func (*ListInputRequestsResponse) ProtoMessage() {}
 
 func (x *ListInputRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1815,7 @@ func (x *ListInputRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInputRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListInputRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{18}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListInputRequestsResponse) GetInputRequests() []*InputRequest {
@@ -1577,7 +1858,7 @@ type AnswerInputRequest struct {
 
 func (x *AnswerInputRequest) Reset() {
 	*x = AnswerInputRequest{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[19]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1870,7 @@ func (x *AnswerInputRequest) String() string {
 func (*AnswerInputRequest) ProtoMessage() {}
 
 func (x *AnswerInputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[19]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1883,7 @@ func (x *AnswerInputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerInputRequest.ProtoReflect.Descriptor instead.
 func (*AnswerInputRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{19}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AnswerInputRequest) GetInputRequestId() string {
@@ -1714,7 +1995,7 @@ type AnswerInputResponse struct {
 
 func (x *AnswerInputResponse) Reset() {
 	*x = AnswerInputResponse{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[20]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +2007,7 @@ func (x *AnswerInputResponse) String() string {
 func (*AnswerInputResponse) ProtoMessage() {}
 
 func (x *AnswerInputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[20]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +2020,7 @@ func (x *AnswerInputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerInputResponse.ProtoReflect.Descriptor instead.
 func (*AnswerInputResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{20}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AnswerInputResponse) GetInputRequest() *InputRequest {
@@ -1767,7 +2048,7 @@ type SubscribeRunCompleteResponse_Progress struct {
 
 func (x *SubscribeRunCompleteResponse_Progress) Reset() {
 	*x = SubscribeRunCompleteResponse_Progress{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[22]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +2060,7 @@ func (x *SubscribeRunCompleteResponse_Progress) String() string {
 func (*SubscribeRunCompleteResponse_Progress) ProtoMessage() {}
 
 func (x *SubscribeRunCompleteResponse_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[22]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +2073,7 @@ func (x *SubscribeRunCompleteResponse_Progress) ProtoReflect() protoreflect.Mess
 
 // Deprecated: Use SubscribeRunCompleteResponse_Progress.ProtoReflect.Descriptor instead.
 func (*SubscribeRunCompleteResponse_Progress) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{8, 0}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *SubscribeRunCompleteResponse_Progress) GetTime() *timestamppb.Timestamp {
@@ -1813,7 +2094,7 @@ type SubscribeRunResponse_Progress struct {
 
 func (x *SubscribeRunResponse_Progress) Reset() {
 	*x = SubscribeRunResponse_Progress{}
-	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +2106,7 @@ func (x *SubscribeRunResponse_Progress) String() string {
 func (*SubscribeRunResponse_Progress) ProtoMessage() {}
 
 func (x *SubscribeRunResponse_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_service_proto_msgTypes[23]
+	mi := &file_runlane_v1_run_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +2119,7 @@ func (x *SubscribeRunResponse_Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRunResponse_Progress.ProtoReflect.Descriptor instead.
 func (*SubscribeRunResponse_Progress) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{10, 0}
+	return file_runlane_v1_run_service_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *SubscribeRunResponse_Progress) GetTime() *timestamppb.Timestamp {
@@ -1853,7 +2134,7 @@ var File_runlane_v1_run_service_proto protoreflect.FileDescriptor
 const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1crunlane/v1/run_service.proto\x12\n" +
-	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xda\x04\n" +
+	"runlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\"\xda\x04\n" +
 	"\x12RunAcceptedRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x15\n" +
@@ -1900,7 +2181,30 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x11CancelAllResponse\x12;\n" +
 	"\bsessions\x18\x01 \x03(\v2\x1f.runlane.v1.SessionCancellationR\bsessions\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12!\n" +
-	"\fomitted_runs\x18\x03 \x01(\x03R\vomittedRuns\"\xa3\x01\n" +
+	"\fomitted_runs\x18\x03 \x01(\x03R\vomittedRuns\"\x90\x01\n" +
+	"\rQueuePosition\x12\x16\n" +
+	"\x05first\x18\x01 \x01(\bH\x00R\x05first\x12\x14\n" +
+	"\x04last\x18\x02 \x01(\bH\x00R\x04last\x12$\n" +
+	"\rbefore_run_id\x18\x03 \x01(\tH\x00R\vbeforeRunId\x12\"\n" +
+	"\fafter_run_id\x18\x04 \x01(\tH\x00R\n" +
+	"afterRunIdB\a\n" +
+	"\x05place\"\xd5\x03\n" +
+	"\x10UpdateRunRequest\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12;\n" +
+	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x16\n" +
+	"\x06prompt\x18\x03 \x01(\tR\x06prompt\x128\n" +
+	"\vattachments\x18\x04 \x03(\v2\x16.runlane.v1.AttachmentR\vattachments\x121\n" +
+	"\twhen_busy\x18\x05 \x01(\x0e2\x14.runlane.v1.WhenBusyR\bwhenBusy\x12F\n" +
+	"\bmetadata\x18\x06 \x03(\v2*.runlane.v1.UpdateRunRequest.MetadataEntryR\bmetadata\x125\n" +
+	"\bposition\x18\a \x01(\v2\x19.runlane.v1.QueuePositionR\bposition\x12\x1f\n" +
+	"\brevision\x18\b \x01(\x03H\x00R\brevision\x88\x01\x01\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
+	"\t_revision\"6\n" +
+	"\x11UpdateRunResponse\x12!\n" +
+	"\x03run\x18\x01 \x01(\v2\x0f.runlane.v1.RunR\x03run\"\xa3\x01\n" +
 	"\x1bSubscribeRunCompleteRequest\x12\x1f\n" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
 	"sessionIds\x12\x17\n" +
@@ -1992,12 +2296,13 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x19RUN_ORDER_LATEST_ACCEPTED\x10\x01\x12\x1f\n" +
 	"\x1bRUN_ORDER_EARLIEST_ACCEPTED\x10\x02\x12\x1a\n" +
 	"\x16RUN_ORDER_LATEST_ENDED\x10\x03\x12\x1c\n" +
-	"\x18RUN_ORDER_EARLIEST_ENDED\x10\x042\xa7\x06\n" +
+	"\x18RUN_ORDER_EARLIEST_ENDED\x10\x042\xf1\x06\n" +
 	"\n" +
 	"RunService\x12N\n" +
 	"\vRunAccepted\x12\x1e.runlane.v1.RunAcceptedRequest\x1a\x1f.runlane.v1.RunAcceptedResponse\x12?\n" +
 	"\x06Cancel\x12\x19.runlane.v1.CancelRequest\x1a\x1a.runlane.v1.CancelResponse\x12H\n" +
-	"\tCancelAll\x12\x1c.runlane.v1.CancelAllRequest\x1a\x1d.runlane.v1.CancelAllResponse\x12k\n" +
+	"\tCancelAll\x12\x1c.runlane.v1.CancelAllRequest\x1a\x1d.runlane.v1.CancelAllResponse\x12H\n" +
+	"\tUpdateRun\x12\x1c.runlane.v1.UpdateRunRequest\x1a\x1d.runlane.v1.UpdateRunResponse\x12k\n" +
 	"\x14SubscribeRunComplete\x12'.runlane.v1.SubscribeRunCompleteRequest\x1a(.runlane.v1.SubscribeRunCompleteResponse0\x01\x12S\n" +
 	"\fSubscribeRun\x12\x1f.runlane.v1.SubscribeRunRequest\x1a .runlane.v1.SubscribeRunResponse0\x01\x12B\n" +
 	"\aWaitRun\x12\x1a.runlane.v1.WaitRunRequest\x1a\x1b.runlane.v1.WaitRunResponse\x12?\n" +
@@ -2019,7 +2324,7 @@ func file_runlane_v1_run_service_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_runlane_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_runlane_v1_run_service_proto_goTypes = []any{
 	(CancelScope)(0),                              // 0: runlane.v1.CancelScope
 	(RunOrder)(0),                                 // 1: runlane.v1.RunOrder
@@ -2030,95 +2335,108 @@ var file_runlane_v1_run_service_proto_goTypes = []any{
 	(*CancelAllRequest)(nil),                      // 6: runlane.v1.CancelAllRequest
 	(*SessionCancellation)(nil),                   // 7: runlane.v1.SessionCancellation
 	(*CancelAllResponse)(nil),                     // 8: runlane.v1.CancelAllResponse
-	(*SubscribeRunCompleteRequest)(nil),           // 9: runlane.v1.SubscribeRunCompleteRequest
-	(*SubscribeRunCompleteResponse)(nil),          // 10: runlane.v1.SubscribeRunCompleteResponse
-	(*SubscribeRunRequest)(nil),                   // 11: runlane.v1.SubscribeRunRequest
-	(*SubscribeRunResponse)(nil),                  // 12: runlane.v1.SubscribeRunResponse
-	(*WaitRunRequest)(nil),                        // 13: runlane.v1.WaitRunRequest
-	(*WaitRunResponse)(nil),                       // 14: runlane.v1.WaitRunResponse
-	(*GetRunRequest)(nil),                         // 15: runlane.v1.GetRunRequest
-	(*GetRunResponse)(nil),                        // 16: runlane.v1.GetRunResponse
-	(*ListRunsRequest)(nil),                       // 17: runlane.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),                      // 18: runlane.v1.ListRunsResponse
-	(*ListInputRequestsRequest)(nil),              // 19: runlane.v1.ListInputRequestsRequest
-	(*ListInputRequestsResponse)(nil),             // 20: runlane.v1.ListInputRequestsResponse
-	(*AnswerInputRequest)(nil),                    // 21: runlane.v1.AnswerInputRequest
-	(*AnswerInputResponse)(nil),                   // 22: runlane.v1.AnswerInputResponse
-	nil,                                           // 23: runlane.v1.RunAcceptedRequest.MetadataEntry
-	(*SubscribeRunCompleteResponse_Progress)(nil), // 24: runlane.v1.SubscribeRunCompleteResponse.Progress
-	(*SubscribeRunResponse_Progress)(nil),         // 25: runlane.v1.SubscribeRunResponse.Progress
-	nil,                                           // 26: runlane.v1.ListRunsRequest.MetadataEntry
-	(*Attachment)(nil),                            // 27: runlane.v1.Attachment
-	(WhenBusy)(0),                                 // 28: runlane.v1.WhenBusy
-	(*durationpb.Duration)(nil),                   // 29: google.protobuf.Duration
-	(*RetryPolicy)(nil),                           // 30: runlane.v1.RetryPolicy
-	(*Run)(nil),                                   // 31: runlane.v1.Run
-	(*CancelledRun)(nil),                          // 32: runlane.v1.CancelledRun
-	(*RunComplete)(nil),                           // 33: runlane.v1.RunComplete
-	(*RunEvent)(nil),                              // 34: runlane.v1.RunEvent
-	(RunState)(0),                                 // 35: runlane.v1.RunState
-	(*timestamppb.Timestamp)(nil),                 // 36: google.protobuf.Timestamp
-	(InputState)(0),                               // 37: runlane.v1.InputState
-	(*InputRequest)(nil),                          // 38: runlane.v1.InputRequest
-	(*Approval)(nil),                              // 39: runlane.v1.Approval
+	(*QueuePosition)(nil),                         // 9: runlane.v1.QueuePosition
+	(*UpdateRunRequest)(nil),                      // 10: runlane.v1.UpdateRunRequest
+	(*UpdateRunResponse)(nil),                     // 11: runlane.v1.UpdateRunResponse
+	(*SubscribeRunCompleteRequest)(nil),           // 12: runlane.v1.SubscribeRunCompleteRequest
+	(*SubscribeRunCompleteResponse)(nil),          // 13: runlane.v1.SubscribeRunCompleteResponse
+	(*SubscribeRunRequest)(nil),                   // 14: runlane.v1.SubscribeRunRequest
+	(*SubscribeRunResponse)(nil),                  // 15: runlane.v1.SubscribeRunResponse
+	(*WaitRunRequest)(nil),                        // 16: runlane.v1.WaitRunRequest
+	(*WaitRunResponse)(nil),                       // 17: runlane.v1.WaitRunResponse
+	(*GetRunRequest)(nil),                         // 18: runlane.v1.GetRunRequest
+	(*GetRunResponse)(nil),                        // 19: runlane.v1.GetRunResponse
+	(*ListRunsRequest)(nil),                       // 20: runlane.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),                      // 21: runlane.v1.ListRunsResponse
+	(*ListInputRequestsRequest)(nil),              // 22: runlane.v1.ListInputRequestsRequest
+	(*ListInputRequestsResponse)(nil),             // 23: runlane.v1.ListInputRequestsResponse
+	(*AnswerInputRequest)(nil),                    // 24: runlane.v1.AnswerInputRequest
+	(*AnswerInputResponse)(nil),                   // 25: runlane.v1.AnswerInputResponse
+	nil,                                           // 26: runlane.v1.RunAcceptedRequest.MetadataEntry
+	nil,                                           // 27: runlane.v1.UpdateRunRequest.MetadataEntry
+	(*SubscribeRunCompleteResponse_Progress)(nil), // 28: runlane.v1.SubscribeRunCompleteResponse.Progress
+	(*SubscribeRunResponse_Progress)(nil),         // 29: runlane.v1.SubscribeRunResponse.Progress
+	nil,                                           // 30: runlane.v1.ListRunsRequest.MetadataEntry
+	(*Attachment)(nil),                            // 31: runlane.v1.Attachment
+	(WhenBusy)(0),                                 // 32: runlane.v1.WhenBusy
+	(*durationpb.Duration)(nil),                   // 33: google.protobuf.Duration
+	(*RetryPolicy)(nil),                           // 34: runlane.v1.RetryPolicy
+	(*Run)(nil),                                   // 35: runlane.v1.Run
+	(*CancelledRun)(nil),                          // 36: runlane.v1.CancelledRun
+	(*fieldmaskpb.FieldMask)(nil),                 // 37: google.protobuf.FieldMask
+	(*RunComplete)(nil),                           // 38: runlane.v1.RunComplete
+	(*RunEvent)(nil),                              // 39: runlane.v1.RunEvent
+	(RunState)(0),                                 // 40: runlane.v1.RunState
+	(*timestamppb.Timestamp)(nil),                 // 41: google.protobuf.Timestamp
+	(InputState)(0),                               // 42: runlane.v1.InputState
+	(*InputRequest)(nil),                          // 43: runlane.v1.InputRequest
+	(*Approval)(nil),                              // 44: runlane.v1.Approval
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
-	27, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
-	28, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
-	29, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
-	23, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
-	30, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
-	31, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
+	31, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
+	32, // 1: runlane.v1.RunAcceptedRequest.when_busy:type_name -> runlane.v1.WhenBusy
+	33, // 2: runlane.v1.RunAcceptedRequest.timeout:type_name -> google.protobuf.Duration
+	26, // 3: runlane.v1.RunAcceptedRequest.metadata:type_name -> runlane.v1.RunAcceptedRequest.MetadataEntry
+	34, // 4: runlane.v1.RunAcceptedRequest.retry_policy:type_name -> runlane.v1.RetryPolicy
+	35, // 5: runlane.v1.RunAcceptedResponse.run:type_name -> runlane.v1.Run
 	0,  // 6: runlane.v1.CancelRequest.scope:type_name -> runlane.v1.CancelScope
-	32, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
-	32, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
+	36, // 7: runlane.v1.CancelResponse.cancelled:type_name -> runlane.v1.CancelledRun
+	36, // 8: runlane.v1.SessionCancellation.cancelled:type_name -> runlane.v1.CancelledRun
 	7,  // 9: runlane.v1.CancelAllResponse.sessions:type_name -> runlane.v1.SessionCancellation
-	33, // 10: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
-	24, // 11: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
-	34, // 12: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
-	25, // 13: runlane.v1.SubscribeRunResponse.progress:type_name -> runlane.v1.SubscribeRunResponse.Progress
-	29, // 14: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
-	31, // 15: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
-	31, // 16: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	35, // 17: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	26, // 18: runlane.v1.ListRunsRequest.metadata:type_name -> runlane.v1.ListRunsRequest.MetadataEntry
-	36, // 19: runlane.v1.ListRunsRequest.accepted_from:type_name -> google.protobuf.Timestamp
-	36, // 20: runlane.v1.ListRunsRequest.accepted_before:type_name -> google.protobuf.Timestamp
-	36, // 21: runlane.v1.ListRunsRequest.ended_from:type_name -> google.protobuf.Timestamp
-	36, // 22: runlane.v1.ListRunsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	1,  // 23: runlane.v1.ListRunsRequest.order:type_name -> runlane.v1.RunOrder
-	31, // 24: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	37, // 25: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
-	38, // 26: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
-	39, // 27: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
-	38, // 28: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
-	36, // 29: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	36, // 30: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	2,  // 31: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	4,  // 32: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	6,  // 33: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	9,  // 34: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	11, // 35: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	13, // 36: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	15, // 37: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	17, // 38: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	19, // 39: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
-	21, // 40: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
-	3,  // 41: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	5,  // 42: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	8,  // 43: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	10, // 44: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	12, // 45: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	14, // 46: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	16, // 47: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	18, // 48: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	20, // 49: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
-	22, // 50: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
-	41, // [41:51] is the sub-list for method output_type
-	31, // [31:41] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	37, // 10: runlane.v1.UpdateRunRequest.update_mask:type_name -> google.protobuf.FieldMask
+	31, // 11: runlane.v1.UpdateRunRequest.attachments:type_name -> runlane.v1.Attachment
+	32, // 12: runlane.v1.UpdateRunRequest.when_busy:type_name -> runlane.v1.WhenBusy
+	27, // 13: runlane.v1.UpdateRunRequest.metadata:type_name -> runlane.v1.UpdateRunRequest.MetadataEntry
+	9,  // 14: runlane.v1.UpdateRunRequest.position:type_name -> runlane.v1.QueuePosition
+	35, // 15: runlane.v1.UpdateRunResponse.run:type_name -> runlane.v1.Run
+	38, // 16: runlane.v1.SubscribeRunCompleteResponse.run_complete:type_name -> runlane.v1.RunComplete
+	28, // 17: runlane.v1.SubscribeRunCompleteResponse.progress:type_name -> runlane.v1.SubscribeRunCompleteResponse.Progress
+	39, // 18: runlane.v1.SubscribeRunResponse.event:type_name -> runlane.v1.RunEvent
+	29, // 19: runlane.v1.SubscribeRunResponse.progress:type_name -> runlane.v1.SubscribeRunResponse.Progress
+	33, // 20: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
+	35, // 21: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
+	35, // 22: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
+	40, // 23: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	30, // 24: runlane.v1.ListRunsRequest.metadata:type_name -> runlane.v1.ListRunsRequest.MetadataEntry
+	41, // 25: runlane.v1.ListRunsRequest.accepted_from:type_name -> google.protobuf.Timestamp
+	41, // 26: runlane.v1.ListRunsRequest.accepted_before:type_name -> google.protobuf.Timestamp
+	41, // 27: runlane.v1.ListRunsRequest.ended_from:type_name -> google.protobuf.Timestamp
+	41, // 28: runlane.v1.ListRunsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	1,  // 29: runlane.v1.ListRunsRequest.order:type_name -> runlane.v1.RunOrder
+	35, // 30: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	42, // 31: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
+	43, // 32: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
+	44, // 33: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
+	43, // 34: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
+	41, // 35: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	41, // 36: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	2,  // 37: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	4,  // 38: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	6,  // 39: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	10, // 40: runlane.v1.RunService.UpdateRun:input_type -> runlane.v1.UpdateRunRequest
+	12, // 41: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	14, // 42: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	16, // 43: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	18, // 44: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	20, // 45: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	22, // 46: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
+	24, // 47: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
+	3,  // 48: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	5,  // 49: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	8,  // 50: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	11, // 51: runlane.v1.RunService.UpdateRun:output_type -> runlane.v1.UpdateRunResponse
+	13, // 52: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	15, // 53: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	17, // 54: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	19, // 55: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	21, // 56: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	23, // 57: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
+	25, // 58: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
+	48, // [48:59] is the sub-list for method output_type
+	37, // [37:48] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }
@@ -2129,14 +2447,21 @@ func file_runlane_v1_run_service_proto_init() {
 	file_runlane_v1_input_proto_init()
 	file_runlane_v1_run_proto_init()
 	file_runlane_v1_run_service_proto_msgTypes[7].OneofWrappers = []any{
+		(*QueuePosition_First)(nil),
+		(*QueuePosition_Last)(nil),
+		(*QueuePosition_BeforeRunId)(nil),
+		(*QueuePosition_AfterRunId)(nil),
+	}
+	file_runlane_v1_run_service_proto_msgTypes[8].OneofWrappers = []any{}
+	file_runlane_v1_run_service_proto_msgTypes[10].OneofWrappers = []any{
 		(*SubscribeRunCompleteRequest_Cursor)(nil),
 		(*SubscribeRunCompleteRequest_FromBeginning)(nil),
 	}
-	file_runlane_v1_run_service_proto_msgTypes[8].OneofWrappers = []any{
+	file_runlane_v1_run_service_proto_msgTypes[11].OneofWrappers = []any{
 		(*SubscribeRunCompleteResponse_RunComplete)(nil),
 		(*SubscribeRunCompleteResponse_Progress_)(nil),
 	}
-	file_runlane_v1_run_service_proto_msgTypes[19].OneofWrappers = []any{
+	file_runlane_v1_run_service_proto_msgTypes[22].OneofWrappers = []any{
 		(*AnswerInputRequest_Approval)(nil),
 		(*AnswerInputRequest_Choice)(nil),
 		(*AnswerInputRequest_FormJson)(nil),
@@ -2148,7 +2473,7 @@ func file_runlane_v1_run_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_service_proto_rawDesc), len(file_runlane_v1_run_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const (
 	RunService_RunAccepted_FullMethodName          = "/runlane.v1.RunService/RunAccepted"
 	RunService_Cancel_FullMethodName               = "/runlane.v1.RunService/Cancel"
 	RunService_CancelAll_FullMethodName            = "/runlane.v1.RunService/CancelAll"
+	RunService_UpdateRun_FullMethodName            = "/runlane.v1.RunService/UpdateRun"
 	RunService_SubscribeRunComplete_FullMethodName = "/runlane.v1.RunService/SubscribeRunComplete"
 	RunService_SubscribeRun_FullMethodName         = "/runlane.v1.RunService/SubscribeRun"
 	RunService_WaitRun_FullMethodName              = "/runlane.v1.RunService/WaitRun"
@@ -46,6 +47,10 @@ type RunServiceClient interface {
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
 	// Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 	CancelAll(ctx context.Context, in *CancelAllRequest, opts ...grpc.CallOption) (*CancelAllResponse, error)
+	// Edits or moves a waiting run; the change is durable when the call returns. Refused with
+	// ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
+	// A repeated request returns the run and changes nothing, also after the run has started.
+	UpdateRun(ctx context.Context, in *UpdateRunRequest, opts ...grpc.CallOption) (*UpdateRunResponse, error)
 	// Streams the terminal event of every matching run, each exactly once and in order. The first
 	// message is a progress mark with the start cursor of the subscription. After a lost connection,
 	// resume with the last received cursor.
@@ -100,6 +105,16 @@ func (c *runServiceClient) CancelAll(ctx context.Context, in *CancelAllRequest, 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CancelAllResponse)
 	err := c.cc.Invoke(ctx, RunService_CancelAll_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) UpdateRun(ctx context.Context, in *UpdateRunRequest, opts ...grpc.CallOption) (*UpdateRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateRunResponse)
+	err := c.cc.Invoke(ctx, RunService_UpdateRun_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -209,6 +224,10 @@ type RunServiceServer interface {
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
 	// Cancels all runs that are accepted and not terminal, in all sessions of the caller.
 	CancelAll(context.Context, *CancelAllRequest) (*CancelAllResponse, error)
+	// Edits or moves a waiting run; the change is durable when the call returns. Refused with
+	// ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
+	// A repeated request returns the run and changes nothing, also after the run has started.
+	UpdateRun(context.Context, *UpdateRunRequest) (*UpdateRunResponse, error)
 	// Streams the terminal event of every matching run, each exactly once and in order. The first
 	// message is a progress mark with the start cursor of the subscription. After a lost connection,
 	// resume with the last received cursor.
@@ -247,6 +266,9 @@ func (UnimplementedRunServiceServer) Cancel(context.Context, *CancelRequest) (*C
 }
 func (UnimplementedRunServiceServer) CancelAll(context.Context, *CancelAllRequest) (*CancelAllResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method CancelAll not implemented")
+}
+func (UnimplementedRunServiceServer) UpdateRun(context.Context, *UpdateRunRequest) (*UpdateRunResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method UpdateRun not implemented")
 }
 func (UnimplementedRunServiceServer) SubscribeRunComplete(*SubscribeRunCompleteRequest, grpc.ServerStreamingServer[SubscribeRunCompleteResponse]) error {
 	return status.Errorf(codes.Unimplemented, "method SubscribeRunComplete not implemented")
@@ -340,6 +362,24 @@ func _RunService_CancelAll_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RunServiceServer).CancelAll(ctx, req.(*CancelAllRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_UpdateRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).UpdateRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_UpdateRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).UpdateRun(ctx, req.(*UpdateRunRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -474,6 +514,10 @@ var RunService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CancelAll",
 			Handler:    _RunService_CancelAll_Handler,
+		},
+		{
+			MethodName: "UpdateRun",
+			Handler:    _RunService_UpdateRun_Handler,
 		},
 		{
 			MethodName: "WaitRun",

@@ -104,7 +104,9 @@ type Session struct {
 	Agent string `protobuf:"bytes,10,opt,name=agent,proto3" json:"agent,omitempty"`
 	// The version of title, metadata and agent, for UpdateSession. Opaque; it does not change with the
 	// work of the session.
-	Etag          string `protobuf:"bytes,11,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,11,opt,name=etag,proto3" json:"etag,omitempty"`
+	// What the session is a fork of; unset if it is none. The origin may have been deleted since.
+	Origin        *SessionOrigin `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +218,68 @@ func (x *Session) GetEtag() string {
 	return ""
 }
 
+func (x *Session) GetOrigin() *SessionOrigin {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+// What a fork began as: a copy of the transcript of another session.
+type SessionOrigin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session that was forked.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The last turn that was copied; 0 if none was.
+	Turn          int64 `protobuf:"varint,2,opt,name=turn,proto3" json:"turn,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionOrigin) Reset() {
+	*x = SessionOrigin{}
+	mi := &file_runlane_v1_session_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionOrigin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionOrigin) ProtoMessage() {}
+
+func (x *SessionOrigin) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionOrigin.ProtoReflect.Descriptor instead.
+func (*SessionOrigin) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SessionOrigin) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *SessionOrigin) GetTurn() int64 {
+	if x != nil {
+		return x.Turn
+	}
+	return 0
+}
+
 // A part of a message.
 type Part struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -237,7 +301,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_runlane_v1_session_proto_msgTypes[1]
+	mi := &file_runlane_v1_session_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -249,7 +313,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_proto_msgTypes[1]
+	mi := &file_runlane_v1_session_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -262,7 +326,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_proto_rawDescGZIP(), []int{1}
+	return file_runlane_v1_session_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Part) GetPart() isPart_Part {
@@ -391,9 +455,10 @@ func (*Part_Result) isPart_Part() {}
 // An entry of a transcript.
 type Message struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The message id, unique among the caller's messages.
+	// The message id, unique in the session. A fork has the messages of its origin with their ids.
 	MessageId string `protobuf:"bytes,1,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
-	// The run that the message belongs to.
+	// The run that the message belongs to. For a message that a fork has from its origin, it is a run
+	// of the origin.
 	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// The author.
 	Role Role `protobuf:"varint,3,opt,name=role,proto3,enum=runlane.v1.Role" json:"role,omitempty"`
@@ -416,7 +481,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_runlane_v1_session_proto_msgTypes[2]
+	mi := &file_runlane_v1_session_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +493,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_proto_msgTypes[2]
+	mi := &file_runlane_v1_session_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +506,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_proto_rawDescGZIP(), []int{2}
+	return file_runlane_v1_session_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Message) GetMessageId() string {
@@ -512,7 +577,7 @@ var File_runlane_v1_session_proto protoreflect.FileDescriptor
 const file_runlane_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"\x18runlane/v1/session.proto\x12\n" +
-	"runlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\xde\x03\n" +
+	"runlane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\x91\x04\n" +
 	"\aSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -528,10 +593,15 @@ const file_runlane_v1_session_proto_rawDesc = "" +
 	"updated_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x14\n" +
 	"\x05agent\x18\n" +
 	" \x01(\tR\x05agent\x12\x12\n" +
-	"\x04etag\x18\v \x01(\tR\x04etag\x1a;\n" +
+	"\x04etag\x18\v \x01(\tR\x04etag\x121\n" +
+	"\x06origin\x18\f \x01(\v2\x19.runlane.v1.SessionOriginR\x06origin\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
+	"\rSessionOrigin\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x12\n" +
+	"\x04turn\x18\x02 \x01(\x03R\x04turn\"\xbc\x02\n" +
 	"\x04Part\x12\x14\n" +
 	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x12\x1e\n" +
 	"\treasoning\x18\x02 \x01(\tH\x00R\treasoning\x123\n" +
@@ -575,39 +645,41 @@ func file_runlane_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runlane_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_runlane_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_runlane_v1_session_proto_goTypes = []any{
 	(Role)(0),                     // 0: runlane.v1.Role
 	(*Session)(nil),               // 1: runlane.v1.Session
-	(*Part)(nil),                  // 2: runlane.v1.Part
-	(*Message)(nil),               // 3: runlane.v1.Message
-	nil,                           // 4: runlane.v1.Session.MetadataEntry
-	(*Usage)(nil),                 // 5: runlane.v1.Usage
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*ToolCall)(nil),              // 7: runlane.v1.ToolCall
-	(*ToolResult)(nil),            // 8: runlane.v1.ToolResult
-	(*Attachment)(nil),            // 9: runlane.v1.Attachment
-	(*Artifact)(nil),              // 10: runlane.v1.Artifact
-	(FinishReason)(0),             // 11: runlane.v1.FinishReason
+	(*SessionOrigin)(nil),         // 2: runlane.v1.SessionOrigin
+	(*Part)(nil),                  // 3: runlane.v1.Part
+	(*Message)(nil),               // 4: runlane.v1.Message
+	nil,                           // 5: runlane.v1.Session.MetadataEntry
+	(*Usage)(nil),                 // 6: runlane.v1.Usage
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*ToolCall)(nil),              // 8: runlane.v1.ToolCall
+	(*ToolResult)(nil),            // 9: runlane.v1.ToolResult
+	(*Attachment)(nil),            // 10: runlane.v1.Attachment
+	(*Artifact)(nil),              // 11: runlane.v1.Artifact
+	(FinishReason)(0),             // 12: runlane.v1.FinishReason
 }
 var file_runlane_v1_session_proto_depIdxs = []int32{
-	4,  // 0: runlane.v1.Session.metadata:type_name -> runlane.v1.Session.MetadataEntry
-	5,  // 1: runlane.v1.Session.usage:type_name -> runlane.v1.Usage
-	6,  // 2: runlane.v1.Session.created_at:type_name -> google.protobuf.Timestamp
-	6,  // 3: runlane.v1.Session.updated_at:type_name -> google.protobuf.Timestamp
-	7,  // 4: runlane.v1.Part.tool_call:type_name -> runlane.v1.ToolCall
-	8,  // 5: runlane.v1.Part.tool_result:type_name -> runlane.v1.ToolResult
-	9,  // 6: runlane.v1.Part.attachment:type_name -> runlane.v1.Attachment
-	10, // 7: runlane.v1.Part.artifact:type_name -> runlane.v1.Artifact
-	0,  // 8: runlane.v1.Message.role:type_name -> runlane.v1.Role
-	2,  // 9: runlane.v1.Message.parts:type_name -> runlane.v1.Part
-	11, // 10: runlane.v1.Message.finish_reason:type_name -> runlane.v1.FinishReason
-	6,  // 11: runlane.v1.Message.created_at:type_name -> google.protobuf.Timestamp
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	5,  // 0: runlane.v1.Session.metadata:type_name -> runlane.v1.Session.MetadataEntry
+	6,  // 1: runlane.v1.Session.usage:type_name -> runlane.v1.Usage
+	7,  // 2: runlane.v1.Session.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 3: runlane.v1.Session.updated_at:type_name -> google.protobuf.Timestamp
+	2,  // 4: runlane.v1.Session.origin:type_name -> runlane.v1.SessionOrigin
+	8,  // 5: runlane.v1.Part.tool_call:type_name -> runlane.v1.ToolCall
+	9,  // 6: runlane.v1.Part.tool_result:type_name -> runlane.v1.ToolResult
+	10, // 7: runlane.v1.Part.attachment:type_name -> runlane.v1.Attachment
+	11, // 8: runlane.v1.Part.artifact:type_name -> runlane.v1.Artifact
+	0,  // 9: runlane.v1.Message.role:type_name -> runlane.v1.Role
+	3,  // 10: runlane.v1.Message.parts:type_name -> runlane.v1.Part
+	12, // 11: runlane.v1.Message.finish_reason:type_name -> runlane.v1.FinishReason
+	7,  // 12: runlane.v1.Message.created_at:type_name -> google.protobuf.Timestamp
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_session_proto_init() }
@@ -616,7 +688,7 @@ func file_runlane_v1_session_proto_init() {
 		return
 	}
 	file_runlane_v1_run_proto_init()
-	file_runlane_v1_session_proto_msgTypes[1].OneofWrappers = []any{
+	file_runlane_v1_session_proto_msgTypes[2].OneofWrappers = []any{
 		(*Part_Text)(nil),
 		(*Part_Reasoning)(nil),
 		(*Part_ToolCall)(nil),
@@ -631,7 +703,7 @@ func file_runlane_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_session_proto_rawDesc), len(file_runlane_v1_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

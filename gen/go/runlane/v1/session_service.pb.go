@@ -197,6 +197,119 @@ func (x *CreateSessionResponse) GetSession() *Session {
 	return nil
 }
 
+// Request to fork a session.
+type ForkSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session whose transcript is copied.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The last turn to copy, as in Message.turn. 0: the last one that has finished, also while a run is
+	// active. A turn that does not exist is refused with TURN_NOT_FOUND, one that has not finished with
+	// TURN_NOT_FINISHED.
+	AtTurn int64 `protobuf:"varint,2,opt,name=at_turn,json=atTurn,proto3" json:"at_turn,omitempty"`
+	// The id of the new session, in the form of CreateSession. Another session with this id is refused
+	// with SESSION_EXISTS. Empty: the server generates a UUIDv7, and each call creates a session.
+	NewSessionId  string `protobuf:"bytes,3,opt,name=new_session_id,json=newSessionId,proto3" json:"new_session_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkSessionRequest) Reset() {
+	*x = ForkSessionRequest{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSessionRequest) ProtoMessage() {}
+
+func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSessionRequest.ProtoReflect.Descriptor instead.
+func (*ForkSessionRequest) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ForkSessionRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *ForkSessionRequest) GetAtTurn() int64 {
+	if x != nil {
+		return x.AtTurn
+	}
+	return 0
+}
+
+func (x *ForkSessionRequest) GetNewSessionId() string {
+	if x != nil {
+		return x.NewSessionId
+	}
+	return ""
+}
+
+// The new session.
+type ForkSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session, with its origin.
+	Session       *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkSessionResponse) Reset() {
+	*x = ForkSessionResponse{}
+	mi := &file_runlane_v1_session_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSessionResponse) ProtoMessage() {}
+
+func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_session_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSessionResponse.ProtoReflect.Descriptor instead.
+func (*ForkSessionResponse) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ForkSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
 // Request for a session.
 type GetSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -208,7 +321,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[2]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -220,7 +333,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[2]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -233,7 +346,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{2}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetSessionRequest) GetSessionId() string {
@@ -254,7 +367,7 @@ type GetSessionResponse struct {
 
 func (x *GetSessionResponse) Reset() {
 	*x = GetSessionResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[3]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +379,7 @@ func (x *GetSessionResponse) String() string {
 func (*GetSessionResponse) ProtoMessage() {}
 
 func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[3]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +392,7 @@ func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{3}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetSessionResponse) GetSession() *Session {
@@ -311,7 +424,7 @@ type UpdateSessionRequest struct {
 
 func (x *UpdateSessionRequest) Reset() {
 	*x = UpdateSessionRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +436,7 @@ func (x *UpdateSessionRequest) String() string {
 func (*UpdateSessionRequest) ProtoMessage() {}
 
 func (x *UpdateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[4]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +449,7 @@ func (x *UpdateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSessionRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{4}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UpdateSessionRequest) GetSessionId() string {
@@ -392,7 +505,7 @@ type UpdateSessionResponse struct {
 
 func (x *UpdateSessionResponse) Reset() {
 	*x = UpdateSessionResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +517,7 @@ func (x *UpdateSessionResponse) String() string {
 func (*UpdateSessionResponse) ProtoMessage() {}
 
 func (x *UpdateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[5]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +530,7 @@ func (x *UpdateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSessionResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{5}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UpdateSessionResponse) GetSession() *Session {
@@ -455,7 +568,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +580,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[6]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +593,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{6}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListSessionsRequest) GetPageSize() int32 {
@@ -563,7 +676,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +688,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +701,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -630,7 +743,7 @@ type DeleteSessionRequest struct {
 
 func (x *DeleteSessionRequest) Reset() {
 	*x = DeleteSessionRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +755,7 @@ func (x *DeleteSessionRequest) String() string {
 func (*DeleteSessionRequest) ProtoMessage() {}
 
 func (x *DeleteSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +768,7 @@ func (x *DeleteSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSessionRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSessionRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteSessionRequest) GetSessionId() string {
@@ -674,7 +787,7 @@ type DeleteSessionResponse struct {
 
 func (x *DeleteSessionResponse) Reset() {
 	*x = DeleteSessionResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +799,7 @@ func (x *DeleteSessionResponse) String() string {
 func (*DeleteSessionResponse) ProtoMessage() {}
 
 func (x *DeleteSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +812,7 @@ func (x *DeleteSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSessionResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSessionResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{9}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11}
 }
 
 // Request for a page of messages.
@@ -721,7 +834,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +846,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +859,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{10}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListMessagesRequest) GetSessionId() string {
@@ -790,7 +903,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +915,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +928,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{11}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -847,7 +960,7 @@ type SubscribeSessionRequest struct {
 
 func (x *SubscribeSessionRequest) Reset() {
 	*x = SubscribeSessionRequest{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +972,7 @@ func (x *SubscribeSessionRequest) String() string {
 func (*SubscribeSessionRequest) ProtoMessage() {}
 
 func (x *SubscribeSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[12]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +985,7 @@ func (x *SubscribeSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeSessionRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{12}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SubscribeSessionRequest) GetSessionIds() []string {
@@ -920,7 +1033,7 @@ type SubscribeSessionResponse struct {
 
 func (x *SubscribeSessionResponse) Reset() {
 	*x = SubscribeSessionResponse{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1045,7 @@ func (x *SubscribeSessionResponse) String() string {
 func (*SubscribeSessionResponse) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1058,7 @@ func (x *SubscribeSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeSessionResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SubscribeSessionResponse) GetSessionId() string {
@@ -1077,7 +1190,7 @@ type SubscribeSessionResponse_Snapshot struct {
 
 func (x *SubscribeSessionResponse_Snapshot) Reset() {
 	*x = SubscribeSessionResponse_Snapshot{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1202,7 @@ func (x *SubscribeSessionResponse_Snapshot) String() string {
 func (*SubscribeSessionResponse_Snapshot) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[17]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1215,7 @@ func (x *SubscribeSessionResponse_Snapshot) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use SubscribeSessionResponse_Snapshot.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_Snapshot) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 0}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *SubscribeSessionResponse_Snapshot) GetSession() *Session {
@@ -1168,7 +1281,7 @@ type SubscribeSessionResponse_RunEventOf struct {
 
 func (x *SubscribeSessionResponse_RunEventOf) Reset() {
 	*x = SubscribeSessionResponse_RunEventOf{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[18]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1293,7 @@ func (x *SubscribeSessionResponse_RunEventOf) String() string {
 func (*SubscribeSessionResponse_RunEventOf) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_RunEventOf) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[18]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1306,7 @@ func (x *SubscribeSessionResponse_RunEventOf) ProtoReflect() protoreflect.Messag
 
 // Deprecated: Use SubscribeSessionResponse_RunEventOf.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_RunEventOf) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 1}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{15, 1}
 }
 
 func (x *SubscribeSessionResponse_RunEventOf) GetRunId() string {
@@ -1224,7 +1337,7 @@ type SubscribeSessionResponse_SessionChanged struct {
 
 func (x *SubscribeSessionResponse_SessionChanged) Reset() {
 	*x = SubscribeSessionResponse_SessionChanged{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1349,7 @@ func (x *SubscribeSessionResponse_SessionChanged) String() string {
 func (*SubscribeSessionResponse_SessionChanged) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_SessionChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[19]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1362,7 @@ func (x *SubscribeSessionResponse_SessionChanged) ProtoReflect() protoreflect.Me
 
 // Deprecated: Use SubscribeSessionResponse_SessionChanged.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_SessionChanged) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 2}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{15, 2}
 }
 
 func (x *SubscribeSessionResponse_SessionChanged) GetSession() *Session {
@@ -1281,7 +1394,7 @@ type SubscribeSessionResponse_QueueChanged struct {
 
 func (x *SubscribeSessionResponse_QueueChanged) Reset() {
 	*x = SubscribeSessionResponse_QueueChanged{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1406,7 @@ func (x *SubscribeSessionResponse_QueueChanged) String() string {
 func (*SubscribeSessionResponse_QueueChanged) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_QueueChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[20]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1419,7 @@ func (x *SubscribeSessionResponse_QueueChanged) ProtoReflect() protoreflect.Mess
 
 // Deprecated: Use SubscribeSessionResponse_QueueChanged.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_QueueChanged) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 3}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{15, 3}
 }
 
 func (x *SubscribeSessionResponse_QueueChanged) GetRunIds() []string {
@@ -1334,7 +1447,7 @@ type SubscribeSessionResponse_Progress struct {
 
 func (x *SubscribeSessionResponse_Progress) Reset() {
 	*x = SubscribeSessionResponse_Progress{}
-	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1459,7 @@ func (x *SubscribeSessionResponse_Progress) String() string {
 func (*SubscribeSessionResponse_Progress) ProtoMessage() {}
 
 func (x *SubscribeSessionResponse_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_session_service_proto_msgTypes[21]
+	mi := &file_runlane_v1_session_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1472,7 @@ func (x *SubscribeSessionResponse_Progress) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use SubscribeSessionResponse_Progress.ProtoReflect.Descriptor instead.
 func (*SubscribeSessionResponse_Progress) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{13, 4}
+	return file_runlane_v1_session_service_proto_rawDescGZIP(), []int{15, 4}
 }
 
 func (x *SubscribeSessionResponse_Progress) GetTime() *timestamppb.Timestamp {
@@ -1385,6 +1498,13 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
 	"\x15CreateSessionResponse\x12-\n" +
+	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\"r\n" +
+	"\x12ForkSessionRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x17\n" +
+	"\aat_turn\x18\x02 \x01(\x03R\x06atTurn\x12$\n" +
+	"\x0enew_session_id\x18\x03 \x01(\tR\fnewSessionId\"D\n" +
+	"\x13ForkSessionResponse\x12-\n" +
 	"\asession\x18\x01 \x01(\v2\x13.runlane.v1.SessionR\asession\"2\n" +
 	"\x11GetSessionRequest\x12\x1d\n" +
 	"\n" +
@@ -1481,9 +1601,10 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\fSessionOrder\x12\x1d\n" +
 	"\x19SESSION_ORDER_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cSESSION_ORDER_LATEST_CREATED\x10\x01\x12\"\n" +
-	"\x1eSESSION_ORDER_EARLIEST_CREATED\x10\x022\xe6\x04\n" +
+	"\x1eSESSION_ORDER_EARLIEST_CREATED\x10\x022\xb6\x05\n" +
 	"\x0eSessionService\x12T\n" +
-	"\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12K\n" +
+	"\rCreateSession\x12 .runlane.v1.CreateSessionRequest\x1a!.runlane.v1.CreateSessionResponse\x12N\n" +
+	"\vForkSession\x12\x1e.runlane.v1.ForkSessionRequest\x1a\x1f.runlane.v1.ForkSessionResponse\x12K\n" +
 	"\n" +
 	"GetSession\x12\x1d.runlane.v1.GetSessionRequest\x1a\x1e.runlane.v1.GetSessionResponse\x12T\n" +
 	"\rUpdateSession\x12 .runlane.v1.UpdateSessionRequest\x1a!.runlane.v1.UpdateSessionResponse\x12Q\n" +
@@ -1505,87 +1626,92 @@ func file_runlane_v1_session_service_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_session_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_runlane_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_runlane_v1_session_service_proto_goTypes = []any{
 	(SessionOrder)(0),                               // 0: runlane.v1.SessionOrder
 	(*CreateSessionRequest)(nil),                    // 1: runlane.v1.CreateSessionRequest
 	(*CreateSessionResponse)(nil),                   // 2: runlane.v1.CreateSessionResponse
-	(*GetSessionRequest)(nil),                       // 3: runlane.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),                      // 4: runlane.v1.GetSessionResponse
-	(*UpdateSessionRequest)(nil),                    // 5: runlane.v1.UpdateSessionRequest
-	(*UpdateSessionResponse)(nil),                   // 6: runlane.v1.UpdateSessionResponse
-	(*ListSessionsRequest)(nil),                     // 7: runlane.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),                    // 8: runlane.v1.ListSessionsResponse
-	(*DeleteSessionRequest)(nil),                    // 9: runlane.v1.DeleteSessionRequest
-	(*DeleteSessionResponse)(nil),                   // 10: runlane.v1.DeleteSessionResponse
-	(*ListMessagesRequest)(nil),                     // 11: runlane.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),                    // 12: runlane.v1.ListMessagesResponse
-	(*SubscribeSessionRequest)(nil),                 // 13: runlane.v1.SubscribeSessionRequest
-	(*SubscribeSessionResponse)(nil),                // 14: runlane.v1.SubscribeSessionResponse
-	nil,                                             // 15: runlane.v1.CreateSessionRequest.MetadataEntry
-	nil,                                             // 16: runlane.v1.UpdateSessionRequest.MetadataEntry
-	nil,                                             // 17: runlane.v1.ListSessionsRequest.MetadataEntry
-	(*SubscribeSessionResponse_Snapshot)(nil),       // 18: runlane.v1.SubscribeSessionResponse.Snapshot
-	(*SubscribeSessionResponse_RunEventOf)(nil),     // 19: runlane.v1.SubscribeSessionResponse.RunEventOf
-	(*SubscribeSessionResponse_SessionChanged)(nil), // 20: runlane.v1.SubscribeSessionResponse.SessionChanged
-	(*SubscribeSessionResponse_QueueChanged)(nil),   // 21: runlane.v1.SubscribeSessionResponse.QueueChanged
-	(*SubscribeSessionResponse_Progress)(nil),       // 22: runlane.v1.SubscribeSessionResponse.Progress
-	(*Session)(nil),                                 // 23: runlane.v1.Session
-	(*fieldmaskpb.FieldMask)(nil),                   // 24: google.protobuf.FieldMask
-	(*timestamppb.Timestamp)(nil),                   // 25: google.protobuf.Timestamp
-	(*Message)(nil),                                 // 26: runlane.v1.Message
-	(*Run)(nil),                                     // 27: runlane.v1.Run
-	(*RunEvent)(nil),                                // 28: runlane.v1.RunEvent
-	(*InputRequest)(nil),                            // 29: runlane.v1.InputRequest
+	(*ForkSessionRequest)(nil),                      // 3: runlane.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),                     // 4: runlane.v1.ForkSessionResponse
+	(*GetSessionRequest)(nil),                       // 5: runlane.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),                      // 6: runlane.v1.GetSessionResponse
+	(*UpdateSessionRequest)(nil),                    // 7: runlane.v1.UpdateSessionRequest
+	(*UpdateSessionResponse)(nil),                   // 8: runlane.v1.UpdateSessionResponse
+	(*ListSessionsRequest)(nil),                     // 9: runlane.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),                    // 10: runlane.v1.ListSessionsResponse
+	(*DeleteSessionRequest)(nil),                    // 11: runlane.v1.DeleteSessionRequest
+	(*DeleteSessionResponse)(nil),                   // 12: runlane.v1.DeleteSessionResponse
+	(*ListMessagesRequest)(nil),                     // 13: runlane.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),                    // 14: runlane.v1.ListMessagesResponse
+	(*SubscribeSessionRequest)(nil),                 // 15: runlane.v1.SubscribeSessionRequest
+	(*SubscribeSessionResponse)(nil),                // 16: runlane.v1.SubscribeSessionResponse
+	nil,                                             // 17: runlane.v1.CreateSessionRequest.MetadataEntry
+	nil,                                             // 18: runlane.v1.UpdateSessionRequest.MetadataEntry
+	nil,                                             // 19: runlane.v1.ListSessionsRequest.MetadataEntry
+	(*SubscribeSessionResponse_Snapshot)(nil),       // 20: runlane.v1.SubscribeSessionResponse.Snapshot
+	(*SubscribeSessionResponse_RunEventOf)(nil),     // 21: runlane.v1.SubscribeSessionResponse.RunEventOf
+	(*SubscribeSessionResponse_SessionChanged)(nil), // 22: runlane.v1.SubscribeSessionResponse.SessionChanged
+	(*SubscribeSessionResponse_QueueChanged)(nil),   // 23: runlane.v1.SubscribeSessionResponse.QueueChanged
+	(*SubscribeSessionResponse_Progress)(nil),       // 24: runlane.v1.SubscribeSessionResponse.Progress
+	(*Session)(nil),                                 // 25: runlane.v1.Session
+	(*fieldmaskpb.FieldMask)(nil),                   // 26: google.protobuf.FieldMask
+	(*timestamppb.Timestamp)(nil),                   // 27: google.protobuf.Timestamp
+	(*Message)(nil),                                 // 28: runlane.v1.Message
+	(*Run)(nil),                                     // 29: runlane.v1.Run
+	(*RunEvent)(nil),                                // 30: runlane.v1.RunEvent
+	(*InputRequest)(nil),                            // 31: runlane.v1.InputRequest
 }
 var file_runlane_v1_session_service_proto_depIdxs = []int32{
-	15, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
-	23, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
-	23, // 2: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
-	24, // 3: runlane.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	16, // 4: runlane.v1.UpdateSessionRequest.metadata:type_name -> runlane.v1.UpdateSessionRequest.MetadataEntry
-	23, // 5: runlane.v1.UpdateSessionResponse.session:type_name -> runlane.v1.Session
-	17, // 6: runlane.v1.ListSessionsRequest.metadata:type_name -> runlane.v1.ListSessionsRequest.MetadataEntry
-	25, // 7: runlane.v1.ListSessionsRequest.created_from:type_name -> google.protobuf.Timestamp
-	25, // 8: runlane.v1.ListSessionsRequest.created_before:type_name -> google.protobuf.Timestamp
-	0,  // 9: runlane.v1.ListSessionsRequest.order:type_name -> runlane.v1.SessionOrder
-	23, // 10: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
-	26, // 11: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
-	18, // 12: runlane.v1.SubscribeSessionResponse.snapshot:type_name -> runlane.v1.SubscribeSessionResponse.Snapshot
-	19, // 13: runlane.v1.SubscribeSessionResponse.run_event:type_name -> runlane.v1.SubscribeSessionResponse.RunEventOf
-	20, // 14: runlane.v1.SubscribeSessionResponse.session_changed:type_name -> runlane.v1.SubscribeSessionResponse.SessionChanged
-	21, // 15: runlane.v1.SubscribeSessionResponse.queue_changed:type_name -> runlane.v1.SubscribeSessionResponse.QueueChanged
-	22, // 16: runlane.v1.SubscribeSessionResponse.progress:type_name -> runlane.v1.SubscribeSessionResponse.Progress
-	23, // 17: runlane.v1.SubscribeSessionResponse.Snapshot.session:type_name -> runlane.v1.Session
-	27, // 18: runlane.v1.SubscribeSessionResponse.Snapshot.active_run:type_name -> runlane.v1.Run
-	28, // 19: runlane.v1.SubscribeSessionResponse.Snapshot.output:type_name -> runlane.v1.RunEvent
-	27, // 20: runlane.v1.SubscribeSessionResponse.Snapshot.queue:type_name -> runlane.v1.Run
-	29, // 21: runlane.v1.SubscribeSessionResponse.Snapshot.input_requests:type_name -> runlane.v1.InputRequest
-	27, // 22: runlane.v1.SubscribeSessionResponse.Snapshot.folded:type_name -> runlane.v1.Run
-	28, // 23: runlane.v1.SubscribeSessionResponse.RunEventOf.event:type_name -> runlane.v1.RunEvent
-	23, // 24: runlane.v1.SubscribeSessionResponse.SessionChanged.session:type_name -> runlane.v1.Session
-	27, // 25: runlane.v1.SubscribeSessionResponse.SessionChanged.active_run:type_name -> runlane.v1.Run
-	27, // 26: runlane.v1.SubscribeSessionResponse.QueueChanged.runs:type_name -> runlane.v1.Run
-	25, // 27: runlane.v1.SubscribeSessionResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	1,  // 28: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
-	3,  // 29: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
-	5,  // 30: runlane.v1.SessionService.UpdateSession:input_type -> runlane.v1.UpdateSessionRequest
-	7,  // 31: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
-	9,  // 32: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
-	11, // 33: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
-	13, // 34: runlane.v1.SessionService.SubscribeSession:input_type -> runlane.v1.SubscribeSessionRequest
-	2,  // 35: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
-	4,  // 36: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
-	6,  // 37: runlane.v1.SessionService.UpdateSession:output_type -> runlane.v1.UpdateSessionResponse
-	8,  // 38: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
-	10, // 39: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
-	12, // 40: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
-	14, // 41: runlane.v1.SessionService.SubscribeSession:output_type -> runlane.v1.SubscribeSessionResponse
-	35, // [35:42] is the sub-list for method output_type
-	28, // [28:35] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	17, // 0: runlane.v1.CreateSessionRequest.metadata:type_name -> runlane.v1.CreateSessionRequest.MetadataEntry
+	25, // 1: runlane.v1.CreateSessionResponse.session:type_name -> runlane.v1.Session
+	25, // 2: runlane.v1.ForkSessionResponse.session:type_name -> runlane.v1.Session
+	25, // 3: runlane.v1.GetSessionResponse.session:type_name -> runlane.v1.Session
+	26, // 4: runlane.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	18, // 5: runlane.v1.UpdateSessionRequest.metadata:type_name -> runlane.v1.UpdateSessionRequest.MetadataEntry
+	25, // 6: runlane.v1.UpdateSessionResponse.session:type_name -> runlane.v1.Session
+	19, // 7: runlane.v1.ListSessionsRequest.metadata:type_name -> runlane.v1.ListSessionsRequest.MetadataEntry
+	27, // 8: runlane.v1.ListSessionsRequest.created_from:type_name -> google.protobuf.Timestamp
+	27, // 9: runlane.v1.ListSessionsRequest.created_before:type_name -> google.protobuf.Timestamp
+	0,  // 10: runlane.v1.ListSessionsRequest.order:type_name -> runlane.v1.SessionOrder
+	25, // 11: runlane.v1.ListSessionsResponse.sessions:type_name -> runlane.v1.Session
+	28, // 12: runlane.v1.ListMessagesResponse.messages:type_name -> runlane.v1.Message
+	20, // 13: runlane.v1.SubscribeSessionResponse.snapshot:type_name -> runlane.v1.SubscribeSessionResponse.Snapshot
+	21, // 14: runlane.v1.SubscribeSessionResponse.run_event:type_name -> runlane.v1.SubscribeSessionResponse.RunEventOf
+	22, // 15: runlane.v1.SubscribeSessionResponse.session_changed:type_name -> runlane.v1.SubscribeSessionResponse.SessionChanged
+	23, // 16: runlane.v1.SubscribeSessionResponse.queue_changed:type_name -> runlane.v1.SubscribeSessionResponse.QueueChanged
+	24, // 17: runlane.v1.SubscribeSessionResponse.progress:type_name -> runlane.v1.SubscribeSessionResponse.Progress
+	25, // 18: runlane.v1.SubscribeSessionResponse.Snapshot.session:type_name -> runlane.v1.Session
+	29, // 19: runlane.v1.SubscribeSessionResponse.Snapshot.active_run:type_name -> runlane.v1.Run
+	30, // 20: runlane.v1.SubscribeSessionResponse.Snapshot.output:type_name -> runlane.v1.RunEvent
+	29, // 21: runlane.v1.SubscribeSessionResponse.Snapshot.queue:type_name -> runlane.v1.Run
+	31, // 22: runlane.v1.SubscribeSessionResponse.Snapshot.input_requests:type_name -> runlane.v1.InputRequest
+	29, // 23: runlane.v1.SubscribeSessionResponse.Snapshot.folded:type_name -> runlane.v1.Run
+	30, // 24: runlane.v1.SubscribeSessionResponse.RunEventOf.event:type_name -> runlane.v1.RunEvent
+	25, // 25: runlane.v1.SubscribeSessionResponse.SessionChanged.session:type_name -> runlane.v1.Session
+	29, // 26: runlane.v1.SubscribeSessionResponse.SessionChanged.active_run:type_name -> runlane.v1.Run
+	29, // 27: runlane.v1.SubscribeSessionResponse.QueueChanged.runs:type_name -> runlane.v1.Run
+	27, // 28: runlane.v1.SubscribeSessionResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	1,  // 29: runlane.v1.SessionService.CreateSession:input_type -> runlane.v1.CreateSessionRequest
+	3,  // 30: runlane.v1.SessionService.ForkSession:input_type -> runlane.v1.ForkSessionRequest
+	5,  // 31: runlane.v1.SessionService.GetSession:input_type -> runlane.v1.GetSessionRequest
+	7,  // 32: runlane.v1.SessionService.UpdateSession:input_type -> runlane.v1.UpdateSessionRequest
+	9,  // 33: runlane.v1.SessionService.ListSessions:input_type -> runlane.v1.ListSessionsRequest
+	11, // 34: runlane.v1.SessionService.DeleteSession:input_type -> runlane.v1.DeleteSessionRequest
+	13, // 35: runlane.v1.SessionService.ListMessages:input_type -> runlane.v1.ListMessagesRequest
+	15, // 36: runlane.v1.SessionService.SubscribeSession:input_type -> runlane.v1.SubscribeSessionRequest
+	2,  // 37: runlane.v1.SessionService.CreateSession:output_type -> runlane.v1.CreateSessionResponse
+	4,  // 38: runlane.v1.SessionService.ForkSession:output_type -> runlane.v1.ForkSessionResponse
+	6,  // 39: runlane.v1.SessionService.GetSession:output_type -> runlane.v1.GetSessionResponse
+	8,  // 40: runlane.v1.SessionService.UpdateSession:output_type -> runlane.v1.UpdateSessionResponse
+	10, // 41: runlane.v1.SessionService.ListSessions:output_type -> runlane.v1.ListSessionsResponse
+	12, // 42: runlane.v1.SessionService.DeleteSession:output_type -> runlane.v1.DeleteSessionResponse
+	14, // 43: runlane.v1.SessionService.ListMessages:output_type -> runlane.v1.ListMessagesResponse
+	16, // 44: runlane.v1.SessionService.SubscribeSession:output_type -> runlane.v1.SubscribeSessionResponse
+	37, // [37:45] is the sub-list for method output_type
+	29, // [29:37] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_session_service_proto_init() }
@@ -1596,8 +1722,8 @@ func file_runlane_v1_session_service_proto_init() {
 	file_runlane_v1_input_proto_init()
 	file_runlane_v1_run_proto_init()
 	file_runlane_v1_session_proto_init()
-	file_runlane_v1_session_service_proto_msgTypes[6].OneofWrappers = []any{}
-	file_runlane_v1_session_service_proto_msgTypes[13].OneofWrappers = []any{
+	file_runlane_v1_session_service_proto_msgTypes[8].OneofWrappers = []any{}
+	file_runlane_v1_session_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*SubscribeSessionResponse_Snapshot_)(nil),
 		(*SubscribeSessionResponse_RunEvent)(nil),
 		(*SubscribeSessionResponse_SessionChanged_)(nil),
@@ -1610,7 +1736,7 @@ func file_runlane_v1_session_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_session_service_proto_rawDesc), len(file_runlane_v1_session_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

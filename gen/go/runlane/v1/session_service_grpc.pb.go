@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	SessionService_CreateSession_FullMethodName    = "/runlane.v1.SessionService/CreateSession"
+	SessionService_ForkSession_FullMethodName      = "/runlane.v1.SessionService/ForkSession"
 	SessionService_GetSession_FullMethodName       = "/runlane.v1.SessionService/GetSession"
 	SessionService_UpdateSession_FullMethodName    = "/runlane.v1.SessionService/UpdateSession"
 	SessionService_ListSessions_FullMethodName     = "/runlane.v1.SessionService/ListSessions"
@@ -36,6 +37,12 @@ const (
 type SessionServiceClient interface {
 	// Creates a session.
 	CreateSession(ctx context.Context, in *CreateSessionRequest, opts ...grpc.CallOption) (*CreateSessionResponse, error)
+	// Creates a session that begins with a copy of the transcript of another one, up to a turn. The
+	// source stays as it is, and either session can be deleted without the other. Title, labels and agent
+	// of the new session are those of the source. Repeating the call with the same new_session_id returns
+	// the session that the first one created. A large transcript takes a while; the copy continues if the
+	// caller leaves.
+	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
 	// Returns a session.
 	GetSession(ctx context.Context, in *GetSessionRequest, opts ...grpc.CallOption) (*GetSessionResponse, error)
 	// Changes the title, the labels or the agent of a session. Its runs keep the agent that they were
@@ -67,6 +74,16 @@ func (c *sessionServiceClient) CreateSession(ctx context.Context, in *CreateSess
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateSessionResponse)
 	err := c.cc.Invoke(ctx, SessionService_CreateSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForkSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_ForkSession_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -150,6 +167,12 @@ type SessionService_SubscribeSessionClient = grpc.ServerStreamingClient[Subscrib
 type SessionServiceServer interface {
 	// Creates a session.
 	CreateSession(context.Context, *CreateSessionRequest) (*CreateSessionResponse, error)
+	// Creates a session that begins with a copy of the transcript of another one, up to a turn. The
+	// source stays as it is, and either session can be deleted without the other. Title, labels and agent
+	// of the new session are those of the source. Repeating the call with the same new_session_id returns
+	// the session that the first one created. A large transcript takes a while; the copy continues if the
+	// caller leaves.
+	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
 	// Returns a session.
 	GetSession(context.Context, *GetSessionRequest) (*GetSessionResponse, error)
 	// Changes the title, the labels or the agent of a session. Its runs keep the agent that they were
@@ -179,6 +202,9 @@ type UnimplementedSessionServiceServer struct{}
 
 func (UnimplementedSessionServiceServer) CreateSession(context.Context, *CreateSessionRequest) (*CreateSessionResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method CreateSession not implemented")
+}
+func (UnimplementedSessionServiceServer) ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ForkSession not implemented")
 }
 func (UnimplementedSessionServiceServer) GetSession(context.Context, *GetSessionRequest) (*GetSessionResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method GetSession not implemented")
@@ -233,6 +259,24 @@ func _SessionService_CreateSession_Handler(srv interface{}, ctx context.Context,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SessionServiceServer).CreateSession(ctx, req.(*CreateSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SessionService_ForkSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForkSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).ForkSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_ForkSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).ForkSession(ctx, req.(*ForkSessionRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -348,6 +392,10 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CreateSession",
 			Handler:    _SessionService_CreateSession_Handler,
+		},
+		{
+			MethodName: "ForkSession",
+			Handler:    _SessionService_ForkSession_Handler,
 		},
 		{
 			MethodName: "GetSession",

@@ -17,6 +17,7 @@ from acp.schema import PromptResponse, RequestPermissionRequest
 from acp.schema import Usage as AcpUsage
 from pydantic import ValidationError
 
+from runlane_server.agents.abilities import Ability
 from runlane_server.agents.acp.agent_sessions import (
     AgentSession,
     read_record,
@@ -86,6 +87,13 @@ class AcpAgent:
         self.programs = Programs(argv, kind="acp", kill_grace=kill_grace, settings=command)
         self._settings = settings
         self._answers = PolicyAnswers(settings.policy)
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """It asks people if the policy leaves anything to them."""
+        policy = self._settings.policy
+        asks = "ask" in {policy.default, *policy.kinds.values()}
+        return frozenset({Ability.ASK} if asks else ())
 
     async def start(self) -> None:
         """Starts the guardian, and removes the directories that a killed server left behind."""
@@ -240,7 +248,7 @@ class _Talk:
 
 
 async def _new_files(turn: Turn, place: Place) -> NewFiles | None:
-    """Where attachments are written; None if no attachment needs a file."""
+    """The directory for attachments; None if no attachment needs a file."""
     if not needs_files(turn.prompt):
         return None
     try:

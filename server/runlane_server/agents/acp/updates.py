@@ -82,7 +82,7 @@ class Updates:
         try:
             request = RequestPermissionRequest.model_validate(params)
         except ValidationError:
-            return []  # whoever answers it refuses it
+            return []  # its answer is a refusal
         return self._after_text(self.calls.update(request.tool_call, asks=True))
 
     def _plain_text(self, params: Mapping[str, Any]) -> list[AgentEvent] | None:

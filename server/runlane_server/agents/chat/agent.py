@@ -48,6 +48,7 @@ from pydantic_ai.usage import RunUsage
 from pydantic_core import to_json
 from pydantic_graph import End
 
+from runlane_server.agents.abilities import OF_MODEL, Ability
 from runlane_server.agents.base import AgentError, AgentEvent, Report, Turn
 from runlane_server.agents.chat.deferred import Waiting, output_type
 from runlane_server.agents.chat.deps import deps_of
@@ -101,6 +102,7 @@ class ChatAgent:
         self._exchange = Exchange(lenient_end=lenient_end)
         self._context_task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self.abilities = OF_MODEL | {Ability.ASK, Ability.RESUME}
 
     @classmethod
     def of_model(
@@ -115,11 +117,13 @@ class ChatAgent:
         endpoint = _endpoint_of(model, instructions, lenient_end=lenient_end)
         if endpoint is not None:
             model = endpoint.model
-        return cls(
+        agent = cls(
             ModelAgent(model, instructions=instructions, model_settings=settings),
             lenient_end=lenient_end,
             endpoint=endpoint,
         )
+        agent.abilities = OF_MODEL  # it has no tools
+        return agent
 
     async def start(self) -> None:
         """Opens the connections and tool servers of the agent."""

@@ -59,7 +59,7 @@ class EventStream:
 
     @property
     def rest(self) -> bytes:
-        """What belongs to no event yet."""
+        """The text that belongs to no event yet."""
         return self._rest
 
 

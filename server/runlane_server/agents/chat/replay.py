@@ -17,7 +17,7 @@ import httpx2
 
 @dataclass(slots=True)
 class Arrived:
-    """What arrived for a request: a failure before the answer, or an answer. Taken once.
+    """The outcome of a request: a failure before the answer, or an answer. Taken once.
 
     `more` raises an error of httpx2 if the connection breaks.
     """

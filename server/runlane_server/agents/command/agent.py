@@ -27,6 +27,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from runlane_server.agents.abilities import Ability
 from runlane_server.agents.base import AgentError, AgentEvent, Turn
 from runlane_server.agents.command.program import DRAIN_TIMEOUT
 from runlane_server.agents.command.programs import (
@@ -71,6 +72,7 @@ class CommandAgent:
         """Raises StartError if there is no such program, or no directory can be created."""
         self.programs = Programs(argv, kind="command", kill_grace=kill_grace, settings=settings)
         self._as_json = as_json
+        self.abilities = frozenset({Ability.ATTACHMENTS} if as_json else ())
 
     async def start(self) -> None:
         """Starts the guardian, and removes the directories that a killed server left behind."""
@@ -113,9 +115,10 @@ class CommandAgent:
 async def turn_as_json(turn: Turn) -> str:
     """The turn as one JSON object.
 
-    Its keys are `tenant`, `session_id`, `run_id`, `attempt`, `prompt`, `attachments` (each with
-    `name`, `mime_type`, and `text` or `data` in base64), `metadata`, and `history`: the messages
-    before this turn, the oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`,
+    Its keys are `tenant`, `session_id`, `run_id`, `attempt`, `origin` (null, or `session_id` and
+    `turn` of the session that this one is a fork of), `prompt`, `attachments` (each with `name`,
+    `mime_type`, and `text` or `data` in base64), `metadata`, and `history`: the messages before
+    this turn, the oldest first, each with `message_id`, `run_id`, `role`, `finish_reason`,
     `model` and `parts`. The `type` of a part is text, reasoning, tool_call, tool_result,
     attachment, artifact or result.
     """
@@ -125,6 +128,7 @@ async def turn_as_json(turn: Turn) -> str:
             "session_id": turn.session_id,
             "run_id": turn.run_id,
             "attempt": turn.attempt,
+            "origin": None if turn.origin is None else asdict(turn.origin),
             "prompt": turn.prompt.text,
             "attachments": [_attachment(a) for a in turn.prompt.attachments],
             "metadata": dict(turn.metadata),

@@ -16,16 +16,18 @@ and the operator's variables, which override all but the last two.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from runlane_server.core.errors import SettingsError, start_error
+from runlane_server.core.errors import SettingsError
+from runlane_server.private_file import read_private_lines
 
 RUN_VARIABLES = ("RUNLANE_TENANT", "RUNLANE_SESSION_ID", "RUNLANE_RUN_ID", "RUNLANE_ATTEMPT")
 """The variables that identify the run: tenant, session id, run id, attempt."""
+
+ORIGIN_VARIABLES = ("RUNLANE_ORIGIN_SESSION_ID", "RUNLANE_ORIGIN_TURN")
+"""The variables of a fork: the session that it began as a copy of, and the last turn of it."""
 
 STATE_VARIABLE = "RUNLANE_STATE_DIR"
 """The variable that has the directory of the session, if there is one."""
@@ -34,10 +36,6 @@ TRACE_VARIABLE = "TRACEPARENT"
 """The variable that has the span of the attempt (W3C Trace Context)."""
 
 _FILE_OPTION = "--command-env-file"
-
-_OTHERS = stat.S_IRWXO | stat.S_IWGRP
-"""Access to a file of secrets that no other user may have. Its group may read it, for a server with
-a user of its own."""
 
 _SECRET = re.compile(r"(?i).*((^|_|API)KEY|TOKEN|SECRET|PASS(WORD|WD|PHRASE)?)")
 """Names of variables whose values are secrets by convention."""
@@ -70,20 +68,7 @@ def read_variables(path: Path) -> tuple[str, ...]:
 
     Raises StartError for a file that cannot be read or that other users can, and for a wrong line.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            lines = file.read().splitlines()
-    except OSError as error:
-        raise start_error(f"{_FILE_OPTION}: {path}: {error.strerror}", error) from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{_FILE_OPTION}: {path} is not UTF-8 text") from error
-    if mode & _OTHERS:
-        raise SettingsError(
-            f"{_FILE_OPTION}: other users of this machine have access to {path}; "
-            f"run: chmod 600 {path}"
-        )
-    return tuple(_read_lines(path, lines))
+    return tuple(_read_lines(path, read_private_lines(path, _FILE_OPTION)))
 
 
 def _read_lines(path: Path, lines: Iterable[str]) -> Iterable[str]:
@@ -133,7 +118,7 @@ def build_environment(
 def _check_name(name: str, *, has_value: bool) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a valid variable name")
-    if name in RUN_VARIABLES or name == STATE_VARIABLE:
+    if name in {*RUN_VARIABLES, *ORIGIN_VARIABLES, STATE_VARIABLE}:
         raise ValueError(f"{name} is reserved: it identifies the run")
     if name.startswith(_SETTING) and not has_value:
         raise ValueError(

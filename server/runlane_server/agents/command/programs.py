@@ -23,6 +23,7 @@ import structlog
 
 from runlane_server.agents.base import AgentError, Turn
 from runlane_server.agents.command.environment import (
+    ORIGIN_VARIABLES,
     RUN_VARIABLES,
     STATE_VARIABLE,
     TRACE_VARIABLE,
@@ -211,6 +212,9 @@ class Programs:
         settings = self._settings
         ids = (turn.tenant, turn.session_id, turn.run_id, str(turn.attempt))
         run_variables = dict(zip(RUN_VARIABLES, ids, strict=True))
+        if turn.origin is not None:
+            origin = (turn.origin.session_id, str(turn.origin.turn))
+            run_variables |= dict(zip(ORIGIN_VARIABLES, origin, strict=True))
         if turn.traceparent:
             run_variables[TRACE_VARIABLE] = turn.traceparent
         if place.state is not None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+from runlane_server.agents.abilities import OF_CODE, Ability
 from runlane_server.agents.base import AgentError
 from runlane_server.agents.processes.protocol import DELETED
 from runlane_server.agents.processes.supervisor import AgentProcess, ProcessSpec
@@ -22,7 +23,13 @@ class ProcessAgent(WorkerAgent):
 
     outlives_node = False
 
-    def __init__(self, name: str, specs: Sequence[ProcessSpec]) -> None:
+    def __init__(
+        self,
+        name: str,
+        specs: Sequence[ProcessSpec],
+        abilities: frozenset[Ability] = OF_CODE,
+    ) -> None:
+        self.abilities = abilities
         # A process that has lost its connection has died: nobody waits for it.
         super().__init__(Workers(lease=0.0, why_lost=LOST), name)
         self._changed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What a server and a process of an agent say over the socket that is the stdin of the process.
+"""The messages between a server and the process of an agent, over the socket on the latter's stdin.
 
 The server sends the settings as one line of JSON, later the line START, and DELETED with a tenant
 and a session, as JSON, for a session that was deleted. The process answers

@@ -43,6 +43,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 
+from runlane_server.agents.abilities import Ability
 from runlane_server.agents.base import AgentError, AgentEvent, Approval, Report, Turn
 from runlane_server.agents.scripted.latches import Latches
 from runlane_server.agents.scripted.script import BadScript, Step, parse_script
@@ -61,6 +62,7 @@ class ScriptedAgent:
 
     def __init__(self, latches: Latches | None = None) -> None:
         self.latches = latches or Latches()
+        self.abilities = frozenset({Ability.FOLD, Ability.ASK, Ability.STEPS, Ability.RESUME})
 
     async def start(self) -> None:
         """Does nothing: the agent is always ready."""
@@ -75,6 +77,7 @@ class ScriptedAgent:
         if script is None:
             yield TextDelta(text)
             return
+        self.latches.declare(step.value for step in script if step.kind == "wait")
         done = 0
         if turn.checkpoint:
             done = int(turn.checkpoint)

@@ -2,5 +2,5 @@
 
 `workers` matches turns with offers, `execution` is one attempt that a worker executes, and `slot`
 is one stream of a worker. Nothing here knows gRPC; `rpc/worker` decodes and encodes the messages.
-What a worker emits passes the same checks and limits as the events of every other agent.
+The events of a worker pass the same checks and limits as the events of every other agent.
 """

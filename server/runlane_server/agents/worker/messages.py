@@ -104,8 +104,8 @@ Down: TypeAlias = (
 class Downstream:
     """The messages that a worker has not taken yet.
 
-    Acknowledgements are merged, and `until_room` holds back whoever asks for more answers: a worker
-    that never reads takes little memory.
+    Acknowledgements are merged, and `until_room` holds back a caller that asks for more answers: a
+    worker that never reads takes little memory.
     """
 
     def __init__(self) -> None:

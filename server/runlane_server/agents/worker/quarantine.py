@@ -28,7 +28,7 @@ MAX_KNOWN = 10_000
 
 
 class Fault(StrEnum):
-    """What a worker is blamed for, as the log says it: never in the words of its agent, which may
+    """The fault of a worker, as the log says it: never in the words of its agent, which may
     repeat a prompt."""
 
     LOST = "an attempt was lost"

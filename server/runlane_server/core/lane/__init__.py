@@ -32,6 +32,10 @@ waits there until its backoff is over (R38). It is ACCEPTED, as no agent is at w
 holds no slot; but it has begun its turn, so a cancel of the active run covers it, INTERRUPT cancels
 it, and a cancel of the waiting runs spares it.
 
+Callers may edit and move a run that waits and has not begun its turn (R46, R47). `rank` alone says
+who starts next, and a move changes only that of the moved run. Folding keeps the accept order
+(R26): a run that joins a turn does not start.
+
 A cancelled active run stays in its place as CANCELLING until its agent has returned (R9), so the
 lane is busy for that long. A run that ends without having been active still gets its turn in the
 transcript (R14).
@@ -50,6 +54,7 @@ Where a rule is
     ending      `fail_waiting`, `remove`; how a turn ends, and a run that never started
     cancelling  `cancel`
     accepting   `reserve`, `release`, `accept`
+    updating    `update`
     starting    `dispatch`, `drain_for_step`
     attempts    `finish`, `node_lost`, `hand_over`, `adopt`
 
@@ -81,6 +86,7 @@ from runlane_server.core.lane.edit import ATTEMPT_ORDINALS
 from runlane_server.core.lane.ending import INPUT_EXPIRED, fail_waiting, remove
 from runlane_server.core.lane.starting import dispatch, drain_for_step
 from runlane_server.core.lane.states import TABLE, Trigger, advance, next_state
+from runlane_server.core.lane.updating import update
 
 __all__ = [
     "ATTEMPT_ORDINALS",
@@ -107,4 +113,5 @@ __all__ = [
     "remove",
     "reserve",
     "resume",
+    "update",
 ]

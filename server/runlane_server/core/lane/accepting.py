@@ -96,14 +96,15 @@ def _enter(edit: Edit, request: RunRequest, agent: str) -> LaneRun:
     waiting = edit.waiting
     seq = edit.accept_seq + 1
     at_head = request.when_busy is WhenBusy.INTERRUPT
-    first = edit.active is None and (at_head or not waiting)
+    index = 0 if at_head else len(waiting)
+    first = edit.active is None and index == 0
     run = LaneRun(
         run_id=request.run_id,
         accept_seq=seq,
         state=next_state(None, Trigger.ENTER if first else Trigger.WAIT),
         when_busy=request.when_busy,
         accepted_at=edit.at,
-        rank=waiting[0].rank - 1 if at_head and waiting else seq,
+        rank=0,
         timeout=request.timeout,
         max_attempts=request.max_attempts,
         trace=request.trace,
@@ -113,6 +114,6 @@ def _enter(edit: Edit, request: RunRequest, agent: str) -> LaneRun:
     )
     edit.events.append(RunEvent(run.run_id, 1, edit.at, Accepted(seq)))
     edit.accept_seq = seq
-    edit.waiting = (run, *waiting) if at_head else (*waiting, run)
     edit.changes[run.run_id] = RunChange(run, request)
-    return run
+    edit.insert(index, [run])
+    return edit.latest(run)

@@ -19,11 +19,15 @@ from runlane_server.core.model import (
 )
 from runlane_server.core.transition import Lane, LaneRun, RunChange, Transition
 from runlane_server.core.turn import DraftMessage
+from runlane_server.core.update import RunEdit
 
 Reply = TypeVar("Reply")
 
 ATTEMPT_ORDINALS = 1 << 20
 """Number of message ordinals reserved for each attempt: more than any attempt writes."""
+
+RANK_STEP = 1 << 20
+"""Distance between the ranks of two runs that enter a queue, so that others fit in between."""
 
 
 def the_active(lane: Lane, run_id: str, attempt: int, host: str | None = None) -> LaneRun:
@@ -94,8 +98,15 @@ class Edit:
     def record(self, run: LaneRun, complete: RunComplete | None = None) -> None:
         """Adds a changed run to the transition."""
         before = self.changes.get(run.run_id)
-        request = None if before is None else before.request
-        self.changes[run.run_id] = RunChange(run, request, complete)
+        if before is None:
+            self.changes[run.run_id] = RunChange(run, None, complete)
+        else:
+            self.changes[run.run_id] = RunChange(run, before.request, complete, before.edit)
+
+    def note(self, run: LaneRun, edited: RunEdit) -> None:
+        """Adds what a store writes of an update of a changed run."""
+        change = self.changes[run.run_id]
+        self.changes[run.run_id] = change._replace(edit=edited)
 
     def replace(self, run: LaneRun) -> None:
         """Puts a changed run where it is in the lane."""
@@ -161,12 +172,24 @@ class Edit:
 
     def put_back(self, back: list[LaneRun]) -> None:
         """Puts runs before those that wait, in this order."""
-        waiting = self.waiting
-        first_rank = (waiting[0].rank if waiting else self.accept_seq + 1) - len(back)
-        ranked = tuple(run._replace(rank=first_rank + n) for n, run in enumerate(back))
-        for run in ranked:
+        self.insert(0, back)
+
+    def insert(self, index: int, runs: list[LaneRun]) -> None:
+        """Puts runs into the queue at an index, in this order.
+
+        The ranks of the others stay, unless there is no room between them.
+        """
+        before, after = self.waiting[:index], self.waiting[index:]
+        ranks = _ranks_between(before, after, len(runs))
+        if ranks is None:
+            placed = (*before, *runs, *after)
+            self.waiting = tuple(r._replace(rank=n * RANK_STEP) for n, r in enumerate(placed))
+            changed = self.waiting
+        else:
+            changed = tuple([r._replace(rank=rank) for r, rank in zip(runs, ranks, strict=True)])
+            self.waiting = (*before, *changed, *after)
+        for run in changed:
             self.record(run)
-        self.waiting = (*ranked, *waiting)
 
     def _set_waiting_states(self) -> None:
         """ACCEPTED for the head of a lane without an active run, QUEUED for all others."""
@@ -180,6 +203,21 @@ class Edit:
     def _move(self, n: int, run: LaneRun) -> None:
         self.waiting = (*self.waiting[:n], run, *self.waiting[n + 1 :])
         self.record(run)
+
+
+def _ranks_between(
+    before: tuple[LaneRun, ...], after: tuple[LaneRun, ...], count: int
+) -> range | None:
+    """Ranks for runs between others; None if there is no room."""
+    if not after:
+        start = before[-1].rank + RANK_STEP if before else 0
+        return range(start, start + count * RANK_STEP, RANK_STEP)
+    high = after[0].rank
+    if not before:
+        return range(high - count * RANK_STEP, high, RANK_STEP)
+    low = before[-1].rank
+    step = (high - low) // (count + 1)
+    return range(low + step, low + step * (count + 1), step) if step else None
 
 
 def _message_id(run_id: str, ordinal: int) -> str:

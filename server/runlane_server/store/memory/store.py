@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -41,6 +41,7 @@ from runlane_server.store.base import (
     StoreError,
     WriteObserver,
 )
+from runlane_server.store.copies import CopyPlan, MessagesPiece
 from runlane_server.store.corrupt import corrupt_complete
 from runlane_server.store.fanout import publish_completes, publish_lane, publish_run_events
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
@@ -178,6 +179,17 @@ class MemoryStore:
 
     async def create_session(self, session: NewSession) -> None:
         self._tables.create_session(session)
+        publish_lane(self.listener, LaneChange(session.key, 0, 1))
+
+    async def plan_copy(self, key: SessionKey, turn: int) -> CopyPlan | None:
+        row = self._tables.sessions.get(key)
+        if row is None:
+            return None
+        whole = MessagesPiece(0, (0, 0), (turn, 0), self._tables.transcript_size(key, turn))
+        return CopyPlan(key, turn, row.number, row.session.created_at, (whole,))
+
+    async def fork_session(self, plan: CopyPlan, session: NewSession) -> None:
+        self._tables.fork_session(plan, session)
         publish_lane(self.listener, LaneChange(session.key, 0, 1))
 
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
@@ -358,12 +370,13 @@ class MemoryStore:
         run_id: str | None = None,
     ) -> Page[Message, MessagePlace]:
         row = self._tables.sessions.get(key)
+        place = after or (0, 0)
         messages = [] if row is None else row.messages
-        if run_id is not None:
-            messages = [message for message in messages if message.run_id == run_id]
-        first = bisect_right(messages, after or (0, 0), key=place_of)
+        own = messages[bisect_right(messages, place, key=place_of) :]
+        copied = [] if row is None else [one for one in row.copied if place_of(one) > place]
+        whole = chain(copied, (self._tables.full_message(key.tenant, one) for one in own))
         page, more = take_page(
-            (self._tables.full_message(key.tenant, message) for message in messages[first:]),
+            (message for message in whole if run_id in {None, message.run_id}),
             limit=limit,
             max_bytes=max_bytes,
             size=message_size,

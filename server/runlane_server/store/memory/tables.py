@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from runlane_server.core.input import InputChange, InputRequest, InputState
 from runlane_server.core.model import (
+    Attachment,
     KeptPart,
     Message,
     Micros,
+    Origin,
     Part,
     Prompt,
     Role,
@@ -21,9 +23,12 @@ from runlane_server.core.model import (
     RunState,
     Session,
     SessionKey,
+    Text,
     Usage,
+    utf8_size,
 )
 from runlane_server.core.transition import Lane, LaneRun, RunChange, Transition, describe
+from runlane_server.core.update import RunContent
 from runlane_server.store.base import (
     DeletedRun,
     MessagePlace,
@@ -33,11 +38,13 @@ from runlane_server.store.base import (
     Stale,
 )
 from runlane_server.store.codec import encode_parts
+from runlane_server.store.copies import CopyPlan
 from runlane_server.store.inputs import input_weight
 from runlane_server.store.lane_log import LaneEntry, LanePlace, entries_of
 from runlane_server.store.paging import event_size
 from runlane_server.store.records import prompt_parts
 from runlane_server.store.weight import (
+    MESSAGE_BYTES,
     kept_weight,
     message_weight,
     run_weight,
@@ -66,12 +73,13 @@ class RunRow:
 @dataclass(slots=True)
 class SessionRow:
     """A session with its lane, its transcript, and the log of its lane after `log_start`. `number`
-    orders sessions by creation."""
+    orders sessions by creation; `copied` are the messages of a fork that its origin had, whole."""
 
     number: int
     session: Session
     lane: Lane
     messages: list[Message] = field(default_factory=list)
+    copied: Sequence[Message] = ()
     run_ids: list[str] = field(default_factory=list)
     stored_bytes: int = 0
     log: list[LaneEntry] = field(default_factory=list)
@@ -142,6 +150,29 @@ class Tables:
         row = self._new_session(Lane(new.key, version=1, agent=new.agent), new.created_at)
         row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
         row.stored_bytes = session_weight(new.title, new.metadata)
+
+    def transcript_size(self, key: SessionKey, turn: int) -> int:
+        """The bytes that a copy of a transcript up to and with a turn counts as."""
+        row = self.sessions[key]
+        return sum(_size_of_copy(message) for message in self._up_to(key, row, turn))
+
+    def fork_session(self, plan: CopyPlan, new: NewSession) -> None:
+        """Creates a session with a copy of a transcript. Raises SessionTaken and Stale."""
+        source = self.sessions.get(plan.source)
+        if source is None or source.number != plan.session_no:
+            raise Stale.lane()
+        copied = self._up_to(plan.source, source, plan.turn)
+        self.create_session(new)
+        row = self.sessions[new.key]
+        row.copied = copied
+        row.stored_bytes += plan.size
+        row.lane = row.lane._replace(turn=plan.turn)
+        origin = Origin(plan.source.session_id, plan.turn)
+        row.session = replace(row.session, origin=origin)
+
+    def _up_to(self, key: SessionKey, row: SessionRow, turn: int) -> Sequence[Message]:
+        own = (self.full_message(key.tenant, message) for message in row.messages)
+        return [message for message in (*row.copied, *own) if message.turn <= turn]
 
     def edit_session(self, key: SessionKey, before: Session, after: Session) -> int:
         """Writes what callers may change of a session, if it is what it was.
@@ -274,9 +305,11 @@ class Tables:
             self.runs[key] = RunRow(self._next_number(), run, change.request.prompt)
             session.run_ids.append(key.run_id)
             session.stored_bytes += run_weight(change.request)
-            return
         row = self.runs[key]
         row.run = _changed_run(row.run, change.run, change.complete)
+        if change.edit is not None:
+            _edit_run(row, change.run, change.edit.content)
+            session.stored_bytes += change.edit.growth
 
     def _change_input(self, tenant: str, change: InputChange) -> None:
         key = (tenant, change.input_request_id)
@@ -318,6 +351,16 @@ def place_of(message: Message) -> MessagePlace:
     return message.turn, message.ordinal
 
 
+def _size_of_copy(message: Message) -> int:
+    if message.role is not Role.USER:
+        return message_weight([encode_parts(message.parts)])
+    return MESSAGE_BYTES + sum(
+        utf8_size(part.text) if isinstance(part, Text) else part.size
+        for part in message.parts
+        if isinstance(part, Text | Attachment)
+    )
+
+
 def _changed_run(run: Run, change: LaneRun, complete: RunComplete | None) -> Run:
     return run._replace(
         state=change.state,
@@ -327,6 +370,16 @@ def _changed_run(run: Run, change: LaneRun, complete: RunComplete | None) -> Run
         folded_into=change.folded_into,
         complete=complete,
     )
+
+
+def _edit_run(row: RunRow, run: LaneRun, content: RunContent | None) -> None:
+    """Writes an update of a run while it waited."""
+    row.run = row.run._replace(
+        when_busy=run.when_busy, revision=run.revision, last_update=run.last_update
+    )
+    if content is not None:
+        row.prompt = content.prompt
+        row.run = row.run._replace(prompt_excerpt=content.prompt.excerpt, metadata=content.metadata)
 
 
 def _with_events(lane: Lane, run_id: str, events: int) -> Lane:

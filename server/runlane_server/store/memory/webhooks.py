@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -39,9 +39,12 @@ class MemoryWebhooks:
                 self._last = Place(position, after.number + 1)
                 self._places[self._last] = (tenant, change.input_request_id)
 
-    async def create(self, webhook: Webhook) -> None:
+    async def create(self, webhook: Webhook, *, most: int) -> bool:
+        if sum(key.tenant == webhook.key.tenant for key in self._rows) >= most:
+            return False
         self._made += 1
         self._rows[webhook.key] = (self._made, webhook)
+        return True
 
     async def get(self, key: WebhookKey) -> Webhook | None:
         row = self._rows.get(key)
@@ -60,9 +63,6 @@ class MemoryWebhooks:
             number=lambda row: row[0],
         )
 
-    async def count(self, tenant: str) -> int:
-        return sum(key.tenant == tenant for key in self._rows)
-
     async def replace(self, webhook: Webhook, *, resets: bool) -> bool:
         stored = await self.get(webhook.key)
         if stored is None or stored.revision != webhook.revision:
@@ -79,7 +79,7 @@ class MemoryWebhooks:
         rows = islice(self._rows.values(), limit)
         return [Lease(webhook.key, webhook.revision, webhook.fence) for _, webhook in rows]
 
-    async def release(self, node_id: str) -> None:
+    async def release(self, node_id: str, keys: Collection[WebhookKey] | None = None) -> None:
         """Does nothing: there is no other node."""
 
     async def save(self, key: WebhookKey, fence: int, progress: Progress) -> bool:

@@ -78,7 +78,7 @@ def _page(
     """The items of a page, and whether there are more. The column `found` counts the matching
     rows."""
     page, more = take_page(map(decode, rows), limit=limit, max_bytes=max_bytes, size=size)
-    return page, more or (bool(rows) and rows[0]["found"] > len(rows))
+    return page, more or _is_cut(rows)
 
 
 # --- Lanes --------------------------------------------------------------------------------------
@@ -120,6 +120,8 @@ def _lane_run(row: Record) -> LaneRun:
         host=unescape(row["host"]),
         agent=row["agent"],
         asking=decode_asking(row["asking"]),
+        revision=row["revision"],
+        last_update=row["last_update"] or "",
     )
     return with_retry(run, row["retry"])
 
@@ -240,9 +242,9 @@ def session(tenant: str, row: Record) -> Session:
 
 
 def transcript_page(
-    tenant: str, rows: Records, *, limit: int, max_bytes: int
+    tenant: str, copied: Records, rows: Records, *, limit: int, max_bytes: int
 ) -> Page[Message, MessagePlace]:
-    """A page of a transcript."""
+    """A page of a transcript: what a fork had at its beginning, then its own messages."""
 
     def decode(row: Record) -> Message:
         kept = {(attempt, n): part for attempt, n, part in row["kept_parts"]}
@@ -254,8 +256,15 @@ def transcript_page(
             lambda place: kept.get((place.attempt, place.number)),
         )
 
-    page, more = _page(rows, decode, limit=limit, max_bytes=max_bytes, size=message_size)
-    return messages_page(page, more=more)
+    own = [row for row in rows if row["message_id"] is not None]
+    found, is_cut = (copied, True) if _is_cut(copied) else ([*copied, *own], _is_cut(own))
+    page, more = take_page(map(decode, found), limit=limit, max_bytes=max_bytes, size=message_size)
+    return messages_page(page, more=more or is_cut)
+
+
+def _is_cut(rows: Records) -> bool:
+    """Whether a statement has left out rows that are beyond the page."""
+    return bool(rows) and rows[0]["found"] > len(rows)
 
 
 # --- The event log ------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The rows of a write to PostgreSQL: one unit for each call of the store.
 
 A unit is encoded in the call, so that its rows are ready when its batch is sent. Their fields are
-those of the types in `postgres/sql/0002_commit.sql` and `0009_agents.sql`.
+those of the types in `postgres/sql/0002_commit.sql` and later files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from runlane_server.core.model import (
     NO_USAGE,
     Attachment,
     Message,
+    Prompt,
     RunComplete,
     RunEvent,
     RunKey,
@@ -25,6 +26,7 @@ from runlane_server.core.model import (
     SessionKey,
 )
 from runlane_server.core.transition import LaneRun, RunChange, Transition
+from runlane_server.core.update import RunContent
 from runlane_server.store.base import NewSession
 from runlane_server.store.codec import (
     encode_body,
@@ -69,6 +71,9 @@ PARAMETERS = (
     "asking_runs",
     "retried_runs",
     "new_lane_events",
+    "updated_runs",
+    "edited_prompts",
+    "edited_attachments",
 )
 """The parameters of `commit_fenced`, in order."""
 
@@ -233,8 +238,11 @@ def _change(
             rows.setdefault("new_runs", []).append(
                 _new_run(tenant, session_id, change, change.request)
             )
-            _add_prompt(rows, tenant, change.request)
+            _add_prompt(rows, "new", RunKey(tenant, change.run.run_id), change.request.prompt)
             added += run_weight(change.request)
+        if change.edit is not None:
+            _add_update(rows, RunKey(tenant, change.run.run_id), change.run, change.edit.content)
+            added += change.edit.growth
         if change.run.retry is not None:
             retried = (_hold(transition), *_retried_run(tenant, session_id, change.run))
             rows.setdefault("retried_runs", []).append(retried)
@@ -375,14 +383,30 @@ def _end_fields(complete: RunComplete | None) -> Row:
     )
 
 
-def _add_prompt(rows: dict[str, list[Row]], tenant: str, request: RunRequest) -> None:
-    """Adds the rows of a prompt besides that of its run."""
-    key = (escape(tenant), escape(request.run_id))
-    rest = request.prompt.text[EXCERPT_CHARS:]
+def _add_prompt(rows: dict[str, list[Row]], kind: str, run: RunKey, prompt: Prompt) -> None:
+    """Adds the rows of a prompt besides that of its run, a "new" or an "edited" one."""
+    key = (escape(run.tenant), escape(run.run_id))
+    rest = prompt.text[EXCERPT_CHARS:]
     if rest:
-        rows.setdefault("new_prompts", []).append((*key, escape(rest)))
-    for n, attachment in enumerate(request.prompt.attachments):
-        rows.setdefault("new_attachments", []).append(_attachment_row(n, key, attachment))
+        rows.setdefault(f"{kind}_prompts", []).append((*key, escape(rest)))
+    for n, attachment in enumerate(prompt.attachments):
+        rows.setdefault(f"{kind}_attachments", []).append(_attachment_row(n, key, attachment))
+
+
+def _add_update(
+    rows: dict[str, list[Row]], key: RunKey, run: LaneRun, content: RunContent | None
+) -> None:
+    """Adds the rows of an update of a run while it waited."""
+    names = (escape(key.tenant), escape(key.run_id), run.when_busy, run.last_update)
+    row: Row = (run.revision, 0, False, *names, None, None)
+    if content is not None:
+        prompt, labels = content
+        row = (
+            *(run.revision, len(prompt.attachments), True, *names),
+            *(encode_metadata(labels), escape(prompt.excerpt)),
+        )
+        _add_prompt(rows, "edited", key, prompt)
+    rows.setdefault("updated_runs", []).append(row)
 
 
 def _attachment_row(n: int, key: tuple[str, str], attachment: Attachment) -> Row:
@@ -393,7 +417,7 @@ def _attachment_row(n: int, key: tuple[str, str], attachment: Attachment) -> Row
 
 
 def _asking_row(tenant: str, run: LaneRun) -> Row:
-    """What the lane knows of a run's input requests. It is of no meaning after the run's end."""
+    """The lane's state of a run's input requests. It has no meaning after the run's end."""
     return (escape(tenant), escape(run.run_id), encode_asking(run.asking))
 
 

@@ -49,6 +49,7 @@ from runlane_server.store.base import (
 from runlane_server.store.batching import encoded
 from runlane_server.store.codec import RUN_COMPLETE, encode_metadata, encode_part
 from runlane_server.store.compaction import largest_log
+from runlane_server.store.copies import CopyPlan
 from runlane_server.store.fanout import publish_lane
 from runlane_server.store.inputs import due_inputs, input_from, inputs_page
 from runlane_server.store.lane_log import LaneChange, LanePage, LanePlace
@@ -62,6 +63,7 @@ from runlane_server.store.lookup import (
 )
 from runlane_server.store.postgres import lists, queries
 from runlane_server.store.postgres.cluster import PostgresCluster, open_cluster_pool
+from runlane_server.store.postgres.copies import PostgresCopies
 from runlane_server.store.postgres.database import Database
 from runlane_server.store.postgres.log import PostgresLog
 from runlane_server.store.postgres.notifier import Notifier
@@ -104,6 +106,7 @@ class _OpenParts:
     writer: PostgresWriter
     cluster: PostgresCluster
     webhooks: PostgresWebhooks
+    copies: PostgresCopies
 
 
 class PostgresStore:
@@ -186,7 +189,8 @@ class PostgresStore:
         )
         closing.push_async_callback(writer.close)
         webhooks = PostgresWebhooks(pool, cluster_pool)
-        return _OpenParts(opened.store_id, pool, log, notifier, writer, cluster, webhooks)
+        copies = PostgresCopies(pool)
+        return _OpenParts(opened.store_id, pool, log, notifier, writer, cluster, webhooks, copies)
 
     async def __aexit__(
         self,
@@ -246,6 +250,15 @@ class PostgresStore:
     async def create_session(self, session: NewSession) -> None:
         await self._open.writer.write(session_unit(session, _future()))
 
+    async def plan_copy(self, key: SessionKey, turn: int) -> CopyPlan | None:
+        """See `base.Store`. A round trip for each 5,000 messages, and one for each long one."""
+        return await self._open.copies.plan(key, turn)
+
+    async def fork_session(self, plan: CopyPlan, session: NewSession) -> None:
+        """See `base.Store`. Beside the commits of the writer; a round trip for each piece."""
+        version = await self._open.copies.fork(plan, session)
+        publish_lane(self.listener, LaneChange(session.key, 0, version))
+
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
         """See `base.Store`. Beside the commits of the writer."""
         row: Any = await self._row(
@@ -268,7 +281,8 @@ class PostgresStore:
 
     async def compact(self, before: Micros, limit: int, *, keep_bytes: int | None = None) -> int:
         """See `base.Store`. One round trip for each step, one for the sizes, two after a removal,
-        and one to delete the versions of sessions that were removed long ago."""
+        one to delete the versions of sessions that were removed long ago, and one for unfinished
+        copies."""
         count = await self._compact(before, limit, None)
         if count < limit and keep_bytes is not None:
             largest = largest_log(await self._log_sizes(), keep_bytes)
@@ -277,6 +291,7 @@ class PostgresStore:
         if count:
             await self.catch_up()
         await self._rows("forget_removed", REMOVED_KEPT, REMOVED_STEP)
+        await self._open.copies.drop_stale()
         return count
 
     async def _compact(self, before: Micros, limit: int, largest: int | None) -> int:
@@ -441,8 +456,10 @@ class PostgresStore:
         max_bytes: int,
         run_id: str | None = None,
     ) -> Page[Message, MessagePlace]:
-        """See `base.Store`. Two round trips for the messages of one run."""
-        start, last_turn, run = after or (0, 0), END_OF_LIST, None
+        """See `base.Store`. Two round trips for the messages of one run, and one more for those
+        that a fork had at its beginning."""
+        first = start = after or (0, 0)
+        last_turn, run = END_OF_LIST, None
         if run_id is not None:
             run = escape(run_id)
             found = await self._row("turn_of_run", escape(key.tenant), run, escape(key.session_id))
@@ -450,7 +467,12 @@ class PostgresStore:
             start = max(start, (last_turn, -1))
         size = max_bytes + queries.SLACK_BYTES
         rows = await self._rows("messages", *_escaped(key), *start, limit + 1, size, last_turn, run)
-        return queries.transcript_page(key.tenant, rows, limit=limit, max_bytes=max_bytes)
+        copied: Sequence[Any] = ()
+        last_copied = rows[0]["last_copied"] or 0  # NULL in a damaged row
+        if (copy_id := rows[0]["copy_id"]) is not None and first[0] <= last_copied:
+            args = (copy_id, *first, limit + 1, size, run)
+            copied = await self._open.pool.fetch(SQL["copied_messages"], *args, tenant=key.tenant)
+        return queries.transcript_page(key.tenant, copied, rows, limit=limit, max_bytes=max_bytes)
 
     async def log_bytes(self) -> int:
         return sum(await self._log_sizes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -37,15 +37,17 @@ class PostgresWebhooks:
         self._pool = pool
         self._relaxed = relaxed
 
-    async def create(self, webhook: Webhook) -> None:
+    async def create(self, webhook: Webhook, *, most: int) -> bool:
         numbers = webhook.revision, webhook.fence, webhook.created_at, webhook.updated_at
-        await self._rows(
+        [row] = await self._rows(
             "insert_webhook",
+            most,
             *map(escape, webhook.key),
             webhook.enabled,
             *numbers,
             *encode_webhook(webhook),
         )
+        return bool(row["created"])
 
     async def get(self, key: WebhookKey) -> Webhook | None:
         rows = await self._rows("webhook", *map(escape, key))
@@ -59,10 +61,6 @@ class PostgresWebhooks:
             item=lambda row: decode_webhook(WebhookKey(tenant, unescape(row["webhook_id"])), row),
             number=lambda row: int(row["webhook_no"]),
         )
-
-    async def count(self, tenant: str) -> int:
-        count: int = (await self._rows("count_webhooks", escape(tenant)))[0]["count"]
-        return count
 
     async def replace(self, webhook: Webhook, *, resets: bool) -> bool:
         texts = encode_webhook(webhook)
@@ -82,12 +80,15 @@ class PostgresWebhooks:
                 WebhookKey(unescape(row["tenant"]), unescape(row["webhook_id"])),
                 row["revision"],
                 row["fence"],
+                is_excess=n >= row["share"],
             )
-            for row in rows
+            for n, row in enumerate(sorted(rows, key=lambda row: int(row["webhook_no"])))
         ]
 
-    async def release(self, node_id: str) -> None:
-        await self._relaxed.fetch(SQL["release_webhooks"], escape(node_id))
+    async def release(self, node_id: str, keys: Collection[WebhookKey] | None = None) -> None:
+        # The ids are unique among all tenants.
+        ids = None if keys is None else [escape(key.webhook_id) for key in keys]
+        await self._relaxed.fetch(SQL["release_webhooks"], escape(node_id), ids)
 
     async def save(self, key: WebhookKey, fence: int, progress: Progress) -> bool:
         text = encode_progress(progress)

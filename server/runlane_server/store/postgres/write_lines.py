@@ -1,6 +1,6 @@
 """The order of units that are written over two connections at a time.
 
-What concerns a lane or a run is written in the order in which it came, so that nothing is appended
+Writes of a lane or a run keep the order in which they came, so that nothing is appended
 to a run after its end, and no output of it is lost to its end.
 """
 

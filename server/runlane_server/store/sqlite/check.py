@@ -24,6 +24,7 @@ from runlane_server.store.records import (
 from runlane_server.store.sqlfiles import statements
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.connection import any_text, as_is
+from runlane_server.store.sqlite.copies import copied_message
 from runlane_server.store.sqlite.names import unsound_names
 from runlane_server.store.sqlite.snapshot import snapshot_of
 
@@ -103,6 +104,10 @@ def _read_message(db: sqlite3.Connection, row: sqlite3.Row) -> None:
     message_from(row["tenant"], row, as_is, lambda: Prompt(""), read_kept)
 
 
+def _read_copied(db: sqlite3.Connection, row: sqlite3.Row) -> None:
+    copied_message(db, row["copy_id"], row)
+
+
 def _read_event(_: sqlite3.Connection, row: sqlite3.Row) -> None:
     end = corrupt_complete("", "")
     event_from(RunKey(row["tenant"], row["run_id"]), row, lambda: end)
@@ -117,6 +122,7 @@ READS: Mapping[str, Callable[[sqlite3.Connection, sqlite3.Row], object]] = Mappi
         "sessions": _read_session,
         "runs": _read_run,
         "messages": _read_message,
+        "copied_messages": _read_copied,
         "run_events": _read_event,
         "events": lambda _, row: logged_from(row, as_is),
         "deleted_runs": _read_deleted_run,

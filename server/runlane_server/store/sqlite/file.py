@@ -120,6 +120,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> int:
     # Fails now, and not at the first write, if the file or its disk is read-only.
     db.execute("BEGIN IMMEDIATE")
     db.execute(SQL["name_store"])
+    db.execute(SQL["drop_copies"])
     db.execute(SQL["set_compacted"], {"last": db.execute(SQL["compacted"]).fetchone()[0]})
     db.execute("COMMIT")
     return version

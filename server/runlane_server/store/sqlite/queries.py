@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -67,6 +68,7 @@ from runlane_server.store.records import (
     with_retry,
 )
 from runlane_server.store.sqlite.connection import as_is
+from runlane_server.store.sqlite.copies import copied_messages
 from runlane_server.store.sqlite.transaction import SQL
 from runlane_server.store.vitals import StoreVitals
 from runlane_server.store.weight import SESSION_BYTES
@@ -96,8 +98,10 @@ def _lane(key: SessionKey, rows: Sequence[sqlite3.Row]) -> Lane:
 
 
 def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: Any) -> LaneRun:
-    *others, asking, retry = rest
+    *others, asking, retry, revision, last_update = rest
     run = LaneRun(run_id, accept_seq, RunState(state), WhenBusy(when_busy), *others)
+    if revision:
+        run = run._replace(revision=revision, last_update=last_update)
     run = run if asking is None else run._replace(asking=decode_asking(asking))
     return with_retry(run, retry)
 
@@ -142,8 +146,9 @@ def count_deleted(db: sqlite3.Connection, before: Micros, limit: int) -> int:
 
 
 def _answer(db: sqlite3.Connection, tenant: str, row: sqlite3.Row) -> Answer:
-    """What the last message of a run has for its RunComplete. Empty while the run is open, and for
-    a run without a message."""
+    """The parts of the last message that a RunComplete has.
+
+    Empty while the run is open, and for a run without a message."""
     if not row["message_id"]:
         return NO_ANSWER
     where = {
@@ -298,14 +303,15 @@ def list_messages(
     run_id: str | None,
 ) -> Page[Message, MessagePlace]:
     """A page of the transcript after a place."""
-    turn, ordinal = (0, 0) if after is None else after
+    turn, ordinal = after or (0, 0)
     where = {**key._asdict(), "turn": turn, "ordinal": ordinal, "limit": limit + 1}
     name = "messages"
     if run_id is not None:
         name = "messages_of_run"
         where["run_id"] = run_id
-    with closing(db.execute(SQL[name], where)) as rows:
-        messages = (_message(db, key.tenant, row) for row in rows)
+    copied = copied_messages(db, key, (turn, ordinal), limit + 1, run_id)
+    with closing(copied), closing(db.execute(SQL[name], where)) as rows:
+        messages = chain(copied, (_message(db, key.tenant, row) for row in rows))
         page, more = take_page(messages, limit=limit, max_bytes=max_bytes, size=message_size)
     return messages_page(page, more=more)
 

@@ -130,7 +130,7 @@ def _call(
 
 
 def _tenant_of(args: Sequence[object]) -> str:
-    """The tenant that a read is for: its first argument is the tenant, or a key with one."""
+    """The tenant that a read is for: its first argument is the tenant, or a record with one."""
     first = args[0] if args else ""
     return first if isinstance(first, str) else str(getattr(first, "tenant", ""))
 

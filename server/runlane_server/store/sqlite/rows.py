@@ -18,6 +18,7 @@ from runlane_server.core.model import (
     Message,
     Micros,
     Part,
+    Prompt,
     RunComplete,
     RunEvent,
     RunKey,
@@ -25,7 +26,8 @@ from runlane_server.core.model import (
     Session,
     SessionKey,
 )
-from runlane_server.core.transition import RunChange, Transition
+from runlane_server.core.transition import LaneRun, RunChange, Transition
+from runlane_server.core.update import RunContent
 from runlane_server.store.base import NewSession, Position
 from runlane_server.store.codec import (
     encode_body,
@@ -254,6 +256,8 @@ def _change(base_version: int, transition: Transition, completes: Sequence[RunCo
         _add_run(rows, key, change)
         if change.request is not None:
             added += run_weight(change.request)
+        if change.edit is not None:
+            added += change.edit.growth
     if transition.messages:
         messages = [_message_row(key, it) for it in transition.messages]
         rows["insert_message"] = messages
@@ -301,7 +305,7 @@ def _session_values(transition: Transition, completes: Sequence[RunComplete], ad
 
 
 def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
-    run, request, complete = change
+    run, request, complete = change[:3]
     values = (
         run.state._value_,
         run.rank,
@@ -315,11 +319,13 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
         run.run_id,
         key.session_id,
     )
+    content = None if change.edit is None else change.edit.content
     if request is not None:
         rows.setdefault("insert_run", []).append(
             values + _request_values(change, request) + (key.tenant, run.run_id)
         )
-        _add_prompt(rows, key.tenant, request)
+        if content is None:
+            _add_prompt(rows, RunKey(key.tenant, run.run_id), request.prompt)
     if complete is not None:
         rows.setdefault("end_run", []).append(_end_values(complete) + values)
     elif request is None:
@@ -327,6 +333,22 @@ def _add_run(rows: Rows, key: SessionKey, change: RunChange) -> None:
     if run.retry is not None:
         retry = (encode_retry(run), key.tenant, run.run_id)
         rows.setdefault("set_retry", []).append(retry)
+    if change.edit is not None:
+        _add_edit(rows, RunKey(key.tenant, run.run_id), run, content)
+
+
+def _add_edit(rows: Rows, key: RunKey, run: LaneRun, content: RunContent | None) -> None:
+    """Adds the rows of an update of a run while it waited."""
+    revision = (run.when_busy._value_, run.revision, run.last_update, *key)
+    rows.setdefault("set_revision", []).append(revision)
+    if content is None:
+        return
+    prompt, labels = content
+    row = (prompt.excerpt, len(prompt.attachments), encode_metadata(labels), *key)
+    rows.setdefault("edit_run", []).append(row)
+    rows.setdefault("delete_prompt", []).append(key)
+    rows.setdefault("delete_attachments_of", []).append(key)
+    _add_prompt(rows, key, prompt)
 
 
 def _request_values(change: RunChange, request: RunRequest) -> Row:
@@ -358,16 +380,14 @@ def _end_values(complete: RunComplete) -> Row:
     )
 
 
-def _add_prompt(rows: Rows, tenant: str, request: RunRequest) -> None:
+def _add_prompt(rows: Rows, key: RunKey, prompt: Prompt) -> None:
     """Adds the rows of a prompt besides that of its run."""
-    run_id, prompt = request.run_id, request.prompt
     rest = prompt.text[EXCERPT_CHARS:]
     if rest:
-        rows.setdefault("insert_prompt", []).append((tenant, run_id, rest))
+        rows.setdefault("insert_prompt", []).append((*key, rest))
     if prompt.attachments:
         rows.setdefault("insert_attachment", []).extend(
-            (tenant, run_id, n, it.name, it.mime_type, it.content)
-            for n, it in enumerate(prompt.attachments)
+            (*key, n, it.name, it.mime_type, it.content) for n, it in enumerate(prompt.attachments)
         )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from asyncio import Future
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.input import InputRequest, InputState
@@ -47,6 +48,7 @@ from runlane_server.store.base import (
     WriteObserver,
 )
 from runlane_server.store.batching import encoded
+from runlane_server.store.copies import CopyPlan, MessageSize, PartSize, with_pieces
 from runlane_server.store.lane_log import LanePage, LanePlace
 from runlane_server.store.lookup import (
     ALL_RUNS,
@@ -56,9 +58,9 @@ from runlane_server.store.lookup import (
     RunFilter,
     SessionFilter,
 )
+from runlane_server.store.sqlite import copies, queries
 from runlane_server.store.sqlite import lists as sqlite_lists
 from runlane_server.store.sqlite import log as sqlite_log
-from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.file import OpenFile, open_file
 from runlane_server.store.sqlite.reader import SqliteReader
 from runlane_server.store.sqlite.rows import (
@@ -182,6 +184,22 @@ class SqliteStore:
 
     async def create_session(self, session: NewSession) -> None:
         await self._writing.write(session_unit(session, _future()))
+
+    async def plan_copy(self, key: SessionKey, turn: int) -> CopyPlan | None:
+        found = await self._look_up(copies.copy_source, key, turn)
+        return None if found is None else await with_pieces(*found, _Sizes(self._page))
+
+    async def fork_session(self, plan: CopyPlan, session: NewSession) -> None:
+        await self._writing.write(copies.start_unit(plan, _future()))
+        try:
+            for piece in plan.pieces:
+                await self._writing.write(copies.piece_unit(plan, piece, _future()))
+            await self._writing.write(copies.fork_unit(plan, session, _future()))
+        except StoreUnavailable:
+            raise  # the next start removes it
+        except Exception:
+            await self._writing.write(copies.drop_unit(plan, _future()))
+            raise
 
     async def edit_session(self, key: SessionKey, before: Session, after: Session) -> bool:
         version = await self._look_up(queries.lane_version, key)
@@ -389,6 +407,27 @@ class SqliteStore:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
         return self._writer
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Implements `SizeReader`."""
+
+    page: Callable[..., Awaitable[Any]]
+
+    async def messages(
+        self, plan: CopyPlan, copy_id: int, after: MessagePlace
+    ) -> Sequence[MessageSize]:
+        """The next messages."""
+        sizes: Sequence[MessageSize] = await self.page(
+            copies.sizes_of_messages, plan, copy_id, after
+        )
+        return sizes
+
+    async def parts(self, plan: CopyPlan, copy_id: int, run_id: str) -> Sequence[PartSize]:
+        """The parts of a run."""
+        sizes: Sequence[PartSize] = await self.page(copies.sizes_of_parts, plan, copy_id, run_id)
+        return sizes
 
 
 def _unreadable() -> StoreUnavailable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from runlane_server.store.base import Page, Position, Stale
@@ -40,11 +40,11 @@ class SqliteWebhooks:
         self._read = read
         self._write = write
 
-    async def create(self, webhook: Webhook) -> None:
+    async def create(self, webhook: Webhook, *, most: int) -> bool:
         texts = encode_webhook(webhook)
         numbers = webhook.revision, webhook.fence, webhook.created_at, webhook.updated_at
-        row = (*webhook.key, int(webhook.enabled), *numbers, *texts)
-        await self._write(_unit(webhook.key, {"insert_webhook": [row]}))
+        row = (*webhook.key, int(webhook.enabled), *numbers, *texts, webhook.key.tenant, most)
+        return await self._change(webhook.key, {"insert_webhook": [row]})
 
     async def get(self, key: WebhookKey) -> Webhook | None:
         webhook: Webhook | None = await self._read(_webhook, key)
@@ -53,10 +53,6 @@ class SqliteWebhooks:
     async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
         page: Page[Webhook, int] = await self._read(_webhooks, tenant, after, limit)
         return page
-
-    async def count(self, tenant: str) -> int:
-        count: int = await self._read(_count, tenant)
-        return count
 
     async def replace(self, webhook: Webhook, *, resets: bool) -> bool:
         texts = encode_webhook(webhook)
@@ -74,7 +70,7 @@ class SqliteWebhooks:
         found: Sequence[Lease] = await self._read(_leases, limit)
         return found
 
-    async def release(self, node_id: str) -> None:
+    async def release(self, node_id: str, keys: Collection[WebhookKey] | None = None) -> None:
         """Does nothing: there is no other node."""
 
     async def save(self, key: WebhookKey, fence: int, progress: Progress) -> bool:
@@ -126,10 +122,6 @@ def _webhooks(
         item=lambda row: decode_webhook(WebhookKey(tenant, row["webhook_id"]), row),
         number=lambda row: int(row["webhook_no"]),
     )
-
-
-def _count(db: sqlite3.Connection, tenant: str) -> int:
-    return int(db.execute(SQL["count_webhooks"], (tenant,)).fetchone()["count"])
 
 
 def _leases(db: sqlite3.Connection, limit: int) -> Sequence[Lease]:

@@ -1405,7 +1405,10 @@ type WorkResponse_Turn struct {
 	// The span of this attempt (W3C Trace Context); empty if the run is in no trace.
 	Traceparent string `protobuf:"bytes,11,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// How many events may be on their way without an acknowledgement.
-	Window        int32 `protobuf:"varint,12,opt,name=window,proto3" json:"window,omitempty"`
+	Window int32 `protobuf:"varint,12,opt,name=window,proto3" json:"window,omitempty"`
+	// What the session is a fork of; unset if it is none, or began without a turn. A worker with a
+	// memory of its own that does not know the session yet can begin from what it knows of the origin.
+	Origin        *v1.SessionOrigin `protobuf:"bytes,13,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1522,6 +1525,13 @@ func (x *WorkResponse_Turn) GetWindow() int32 {
 		return x.Window
 	}
 	return 0
+}
+
+func (x *WorkResponse_Turn) GetOrigin() *v1.SessionOrigin {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
 }
 
 // Acknowledges events: they are durable. Also the answer to a `resume`.
@@ -2113,7 +2123,7 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\bartifact\x18\x05 \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
 	"\x06custom\x18\x06 \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x12/\n" +
 	"\x04step\x18\a \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04stepB\a\n" +
-	"\x05event\"\xda\r\n" +
+	"\x05event\"\x8d\x0e\n" +
 	"\fWorkResponse\x12:\n" +
 	"\x04turn\x18\x01 \x01(\v2$.runlane.worker.v1.WorkResponse.TurnH\x00R\x04turn\x12=\n" +
 	"\x05acked\x18\x02 \x01(\v2%.runlane.worker.v1.WorkResponse.AckedH\x00R\x05acked\x12@\n" +
@@ -2123,7 +2133,7 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\ahistory\x18\x06 \x01(\v2'.runlane.worker.v1.WorkResponse.HistoryH\x00R\ahistory\x12C\n" +
 	"\aanswers\x18\a \x01(\v2'.runlane.worker.v1.WorkResponse.AnswersH\x00R\aanswers\x12@\n" +
 	"\x06parked\x18\b \x01(\v2&.runlane.worker.v1.WorkResponse.ParkedH\x00R\x06parked\x12:\n" +
-	"\x04step\x18\t \x01(\v2$.runlane.worker.v1.WorkResponse.StepH\x00R\x04step\x1a\xeb\x03\n" +
+	"\x04step\x18\t \x01(\v2$.runlane.worker.v1.WorkResponse.StepH\x00R\x04step\x1a\x9e\x04\n" +
 	"\x04Turn\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1d\n" +
 	"\n" +
@@ -2138,7 +2148,8 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\bdeadline\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12 \n" +
 	"\vtraceparent\x18\v \x01(\tR\vtraceparent\x12\x16\n" +
-	"\x06window\x18\f \x01(\x05R\x06window\x1a;\n" +
+	"\x06window\x18\f \x01(\x05R\x06window\x121\n" +
+	"\x06origin\x18\r \x01(\v2\x19.runlane.v1.SessionOriginR\x06origin\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a5\n" +
@@ -2224,8 +2235,9 @@ var file_runlane_worker_v1_worker_service_proto_goTypes = []any{
 	(v1.FinishReason)(0),              // 34: runlane.v1.FinishReason
 	(*v1.Attachment)(nil),             // 35: runlane.v1.Attachment
 	(*timestamppb.Timestamp)(nil),     // 36: google.protobuf.Timestamp
-	(*v1.Message)(nil),                // 37: runlane.v1.Message
-	(*v1.InputAnswer)(nil),            // 38: runlane.v1.InputAnswer
+	(*v1.SessionOrigin)(nil),          // 37: runlane.v1.SessionOrigin
+	(*v1.Message)(nil),                // 38: runlane.v1.Message
+	(*v1.InputAnswer)(nil),            // 39: runlane.v1.InputAnswer
 }
 var file_runlane_worker_v1_worker_service_proto_depIdxs = []int32{
 	4,  // 0: runlane.worker.v1.WorkRequest.offer:type_name -> runlane.worker.v1.WorkRequest.Offer
@@ -2262,18 +2274,19 @@ var file_runlane_worker_v1_worker_service_proto_depIdxs = []int32{
 	35, // 31: runlane.worker.v1.WorkResponse.Turn.attachments:type_name -> runlane.v1.Attachment
 	26, // 32: runlane.worker.v1.WorkResponse.Turn.metadata:type_name -> runlane.worker.v1.WorkResponse.Turn.MetadataEntry
 	36, // 33: runlane.worker.v1.WorkResponse.Turn.deadline:type_name -> google.protobuf.Timestamp
-	18, // 34: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
-	35, // 35: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
-	37, // 36: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
-	23, // 37: runlane.worker.v1.WorkResponse.Answers.answers:type_name -> runlane.worker.v1.WorkResponse.Answer
-	38, // 38: runlane.worker.v1.WorkResponse.Answer.answer:type_name -> runlane.v1.InputAnswer
-	0,  // 39: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
-	3,  // 40: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
-	40, // [40:41] is the sub-list for method output_type
-	39, // [39:40] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	37, // 34: runlane.worker.v1.WorkResponse.Turn.origin:type_name -> runlane.v1.SessionOrigin
+	18, // 35: runlane.worker.v1.WorkResponse.Folded.prompts:type_name -> runlane.worker.v1.WorkResponse.FoldedPrompt
+	35, // 36: runlane.worker.v1.WorkResponse.FoldedPrompt.attachments:type_name -> runlane.v1.Attachment
+	38, // 37: runlane.worker.v1.WorkResponse.History.messages:type_name -> runlane.v1.Message
+	23, // 38: runlane.worker.v1.WorkResponse.Answers.answers:type_name -> runlane.worker.v1.WorkResponse.Answer
+	39, // 39: runlane.worker.v1.WorkResponse.Answer.answer:type_name -> runlane.v1.InputAnswer
+	0,  // 40: runlane.worker.v1.WorkerService.Work:input_type -> runlane.worker.v1.WorkRequest
+	3,  // 41: runlane.worker.v1.WorkerService.Work:output_type -> runlane.worker.v1.WorkResponse
+	41, // [41:42] is the sub-list for method output_type
+	40, // [40:41] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_runlane_worker_v1_worker_service_proto_init() }

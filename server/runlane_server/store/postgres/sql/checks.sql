@@ -172,3 +172,25 @@ SELECT
     '/' || events.run_id || ', which has not ended'
 FROM events JOIN runs ON runs.tenant = events.tenant AND runs.run_id = events.run_id
 WHERE runs.ended_at IS NULL AND events.ended_at >= runs.accepted_at;
+
+-- name: copies
+-- The copies that forks begin with.
+SELECT 'session ' || tenant || '/' || session_id || ' began with ' || origin_turn ||
+    ' turns of its origin, but has ' || found
+FROM (
+    SELECT
+        tenant, session_id, origin_turn,
+        (
+            SELECT count(DISTINCT copied_messages.turn) FROM copied_messages
+            WHERE copied_messages.copy_id = sessions.copy_id
+        ) AS found
+    FROM sessions WHERE copy_id IS NOT NULL
+) AS fork WHERE found <> origin_turn
+UNION ALL
+SELECT DISTINCT 'copy ' || copy_id || ' of a transcript belongs to no session'
+FROM copied_messages
+WHERE copy_id NOT IN (
+    SELECT copy_id FROM sessions WHERE copy_id IS NOT NULL
+    UNION ALL
+    SELECT copy_id FROM unfinished_copies
+);

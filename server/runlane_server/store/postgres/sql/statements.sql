@@ -72,7 +72,7 @@ SELECT peer_key FROM store;
 -- name: commit_units
 SELECT refused, raised, first_position
 FROM commit_fenced(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
 );
 
 -- name: notify
@@ -126,6 +126,7 @@ SELECT
     runs.run_id, runs.accept_seq, runs.state, runs.when_busy, runs.accepted_at, runs.rank,
     runs.timeout, runs.max_attempts, runs.attempt, runs.turn, runs.started_at, runs.folded_into,
     runs.cancel_reason, runs.host, runs.trace, runs.agent, runs.asking, runs.retry,
+    runs.revision, runs.last_update,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -167,6 +168,7 @@ SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    revision, last_update,
     (
         SELECT parts FROM messages
         WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
@@ -281,20 +283,13 @@ WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT
 -- Webhooks
 
 -- name: insert_webhook
-INSERT INTO webhooks (
-    tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
-    progress
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT DO NOTHING;
+SELECT create_webhook($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS created;
 
 -- name: webhook
 SELECT * FROM webhooks WHERE tenant = $1 AND webhook_id = $2;
 
 -- name: webhooks
 SELECT * FROM webhooks WHERE tenant = $1 AND webhook_no < $2 ORDER BY webhook_no DESC LIMIT $3;
-
--- name: count_webhooks
-SELECT count(*) AS count FROM webhooks WHERE tenant = $1;
 
 -- name: update_webhook
 -- It may be repeated: the second time it finds its own change.
@@ -318,12 +313,30 @@ RETURNING 1;
 DELETE FROM webhooks WHERE tenant = $1 AND webhook_id = $2 RETURNING 1;
 
 -- name: lease_webhooks
--- Another node's rows are skipped while it writes them, so that no two nodes wait for each other.
-WITH wanted AS MATERIALIZED (
+-- It renews the node's leases and takes over those that have expired. Of the webhooks without a lease
+-- it takes no more than its share among the nodes, so that others get theirs. It returns the share
+-- too. Another node's rows are skipped while it writes them, so that no two nodes wait for each
+-- other.
+WITH counted AS MATERIALIZED (
+    SELECT
+        count(*) FILTER (WHERE leased_by = $1) AS own,
+        ceil(
+            count(*)::numeric / greatest(1, (SELECT count(*) FROM nodes WHERE NOT lost))
+        )::bigint AS share
+    FROM webhooks
+), held AS MATERIALIZED (
     SELECT tenant, webhook_id FROM webhooks
-    WHERE leased_by = $1 OR leased_until IS NULL OR leased_until < clock_timestamp()
+    WHERE leased_by = $1 OR leased_until < clock_timestamp()
     ORDER BY (leased_by = $1) DESC NULLS LAST, webhook_no LIMIT $3
     FOR UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT tenant, webhook_id FROM webhooks
+    WHERE leased_until IS NULL
+    ORDER BY webhook_no
+    LIMIT (SELECT greatest(0, least(share, $3) - own) FROM counted)
+    FOR UPDATE SKIP LOCKED
+), wanted AS (
+    SELECT * FROM held UNION ALL SELECT * FROM free
 )
 UPDATE webhooks SET
     fence = fence + CASE WHEN leased_by = $1 AND leased_until >= clock_timestamp() THEN 0 ELSE 1 END,
@@ -331,10 +344,12 @@ UPDATE webhooks SET
     leased_until = clock_timestamp() + $2::interval
 FROM wanted
 WHERE webhooks.tenant = wanted.tenant AND webhooks.webhook_id = wanted.webhook_id
-RETURNING webhooks.tenant, webhooks.webhook_id, revision, fence;
+RETURNING webhooks.tenant, webhooks.webhook_id, webhook_no, revision, fence,
+    (SELECT share FROM counted) AS share;
 
 -- name: release_webhooks
-UPDATE webhooks SET leased_by = NULL, leased_until = NULL WHERE leased_by = $1;
+UPDATE webhooks SET leased_by = NULL, leased_until = NULL
+WHERE leased_by = $1 AND ($2::text[] IS NULL OR webhook_id = ANY ($2));
 
 -- name: vitals
 SELECT
@@ -359,7 +374,8 @@ ORDER BY expires_at LIMIT $1;
 -- name: session
 SELECT
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent,
+    origin_id, origin_turn
 FROM sessions WHERE tenant = $1 AND session_id = $2;
 
 -- name: stored_bytes
@@ -378,18 +394,75 @@ ORDER BY updated_at LIMIT $2;
 -- name: messages
 -- A user message comes with the prompt of its run, a long one with the parts that were stored before
 -- it: those follow its first MiB. found, before: as with run_events. The messages of one run ($8) are
--- in one turn.
+-- in one turn. Each row has the copy that a fork begins with; without messages there is one row.
+SELECT origin.copy_id, origin.last_copied, page.*
+FROM (
+    SELECT max(copy_id) AS copy_id, max(origin_turn) AS last_copied FROM sessions
+    WHERE tenant = $1 AND session_id = $2
+) AS origin LEFT JOIN (
+    SELECT
+        message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts, found,
+        prompt_head, rest,
+        ARRAY(
+            SELECT ROW(is_text, name, mime_type, content)::kept_attachment FROM attachments
+            WHERE sized.attachments > 0 AND tenant = $1 AND attachments.run_id = sized.run_id
+            ORDER BY n
+        ) AS attachments,
+        ARRAY(
+            SELECT ROW(attempt, n, part)::kept_part FROM kept_parts
+            WHERE sized.is_long AND tenant = $1 AND kept_parts.run_id = sized.run_id
+        ) AS kept_parts
+    FROM (
+        SELECT
+            first.*, count(*) OVER () AS found,
+            sum(size) OVER (ORDER BY turn, ordinal) - size AS before
+        FROM (
+            SELECT
+                messages.*, prompt_head, rest, coalesce(attachments, 0) AS attachments,
+                coalesce(octet_length(parts), 0) + coalesce(octet_length(rest), 0) + CASE
+                    WHEN attachments > 0 THEN (
+                        SELECT sum(octet_length(content)) FROM attachments
+                        WHERE attachments.tenant = $1 AND attachments.run_id = messages.run_id
+                    )
+                    ELSE 0
+                END + CASE
+                    WHEN octet_length(parts) > 1 << 20 THEN (
+                        SELECT coalesce(sum(octet_length(part)), 0) FROM kept_parts
+                        WHERE kept_parts.tenant = $1 AND kept_parts.run_id = messages.run_id
+                    )
+                    ELSE 0
+                END AS size,
+                coalesce(octet_length(parts), 0) > 1 << 20 AS is_long
+            FROM messages
+                LEFT JOIN runs ON messages.role = 'user'
+                    AND runs.tenant = $1 AND runs.run_id = messages.run_id
+                LEFT JOIN prompts ON messages.role = 'user'
+                    AND prompts.tenant = $1 AND prompts.run_id = messages.run_id
+            WHERE messages.tenant = $1 AND messages.session_id = $2
+                AND (messages.turn, messages.ordinal) > ($3, $4)
+                AND messages.turn <= $7 AND ($8::text IS NULL OR messages.run_id = $8)
+            ORDER BY messages.turn, messages.ordinal LIMIT $5
+        ) AS first
+    ) AS sized
+    WHERE before <= $6
+) AS page ON true
+ORDER BY page.turn, page.ordinal;
+
+-- name: copied_messages
+-- The messages of a copy, with the columns of `messages`.
 SELECT
     message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts, found,
-    prompt_head, rest,
+    prompt AS prompt_head, NULL AS rest,
     ARRAY(
-        SELECT ROW(is_text, name, mime_type, content)::kept_attachment FROM attachments
-        WHERE sized.attachments > 0 AND tenant = $1 AND attachments.run_id = sized.run_id
+        SELECT ROW(is_text, name, mime_type, content)::kept_attachment FROM copied_attachments AS one
+        WHERE sized.attachments > 0 AND one.copy_id = $1 AND one.turn = sized.turn
+            AND one.ordinal = sized.ordinal
         ORDER BY n
     ) AS attachments,
     ARRAY(
-        SELECT ROW(attempt, n, part)::kept_part FROM kept_parts
-        WHERE sized.is_long AND tenant = $1 AND kept_parts.run_id = sized.run_id
+        SELECT ROW(attempt, n, part)::kept_part FROM copied_parts AS one
+        WHERE octet_length(sized.parts) > 1 << 20 AND one.copy_id = $1
+            AND one.run_id = sized.run_id
     ) AS kept_parts
 FROM (
     SELECT
@@ -397,33 +470,164 @@ FROM (
         sum(size) OVER (ORDER BY turn, ordinal) - size AS before
     FROM (
         SELECT
-            messages.*, prompt_head, rest, coalesce(attachments, 0) AS attachments,
-            coalesce(octet_length(parts), 0) + coalesce(octet_length(rest), 0) + CASE
+            copied.*,
+            coalesce(octet_length(parts), 0) + coalesce(octet_length(prompt), 0) + CASE
                 WHEN attachments > 0 THEN (
-                    SELECT sum(octet_length(content)) FROM attachments
-                    WHERE attachments.tenant = $1 AND attachments.run_id = messages.run_id
+                    SELECT sum(octet_length(content)) FROM copied_attachments AS one
+                    WHERE one.copy_id = $1 AND one.turn = copied.turn
+                        AND one.ordinal = copied.ordinal
                 )
                 ELSE 0
             END + CASE
                 WHEN octet_length(parts) > 1 << 20 THEN (
-                    SELECT coalesce(sum(octet_length(part)), 0) FROM kept_parts
-                    WHERE kept_parts.tenant = $1 AND kept_parts.run_id = messages.run_id
+                    SELECT coalesce(sum(octet_length(part)), 0) FROM copied_parts AS one
+                    WHERE one.copy_id = $1 AND one.run_id = copied.run_id
                 )
                 ELSE 0
-            END AS size,
-            coalesce(octet_length(parts), 0) > 1 << 20 AS is_long
-        FROM messages
-            LEFT JOIN runs ON messages.role = 'user'
-                AND runs.tenant = $1 AND runs.run_id = messages.run_id
-            LEFT JOIN prompts ON messages.role = 'user'
-                AND prompts.tenant = $1 AND prompts.run_id = messages.run_id
-        WHERE messages.tenant = $1 AND messages.session_id = $2
-            AND (messages.turn, messages.ordinal) > ($3, $4)
-            AND messages.turn <= $7 AND ($8::text IS NULL OR messages.run_id = $8)
-        ORDER BY messages.turn, messages.ordinal LIMIT $5
+            END AS size
+        FROM copied_messages AS copied
+        WHERE copied.copy_id = $1 AND (copied.turn, copied.ordinal) > ($2, $3)
+            AND ($6::text IS NULL OR copied.run_id = $6)
+        ORDER BY copied.turn, copied.ordinal LIMIT $4
     ) AS first
 ) AS sized
-WHERE before <= $6 ORDER BY turn, ordinal;
+WHERE before <= $5 ORDER BY turn, ordinal;
+
+-- Copies: see store/copies.py
+
+-- name: copy_source
+SELECT created_no, created_at, copy_id FROM sessions WHERE tenant = $1 AND session_id = $2;
+
+-- name: message_sizes
+SELECT
+    messages.turn, messages.ordinal,
+    CASE WHEN octet_length(parts) > 1 << 20 THEN messages.run_id END AS long_run,
+    (
+        coalesce(octet_length(parts), 0) + coalesce(octet_length(prompt_head), 0)
+        + coalesce(octet_length(rest), 0) + CASE WHEN attachments > 0 THEN (
+            SELECT coalesce(sum(octet_length(content)), 0) FROM attachments AS kept
+            WHERE kept.tenant = $1 AND kept.run_id = messages.run_id
+        ) ELSE 0 END
+    )::bigint AS bytes
+FROM messages
+    LEFT JOIN runs ON messages.role = 'user'
+        AND runs.tenant = $1 AND runs.run_id = messages.run_id
+    LEFT JOIN prompts ON messages.role = 'user'
+        AND prompts.tenant = $1 AND prompts.run_id = messages.run_id
+WHERE messages.tenant = $1 AND messages.session_id = $2
+    AND (messages.turn, messages.ordinal) > ($3, $4) AND messages.turn <= $5
+ORDER BY messages.turn, messages.ordinal LIMIT $6;
+
+-- name: copied_message_sizes
+SELECT
+    turn, ordinal, CASE WHEN octet_length(parts) > 1 << 20 THEN run_id END AS long_run,
+    (
+        coalesce(octet_length(parts), 0) + coalesce(octet_length(prompt), 0)
+        + CASE WHEN attachments > 0 THEN (
+            SELECT coalesce(sum(octet_length(content)), 0) FROM copied_attachments AS kept
+            WHERE kept.copy_id = $1 AND kept.turn = copied.turn AND kept.ordinal = copied.ordinal
+        ) ELSE 0 END
+    )::bigint AS bytes
+FROM copied_messages AS copied
+WHERE copy_id = $1 AND (turn, ordinal) > ($2, $3) AND turn <= $4
+ORDER BY turn, ordinal LIMIT $5;
+
+-- name: part_sizes
+SELECT attempt, n, octet_length(part) AS bytes FROM kept_parts
+WHERE tenant = $1 AND run_id = $2 ORDER BY attempt, n;
+
+-- name: copied_part_sizes
+SELECT attempt, n, octet_length(part) AS bytes FROM copied_parts
+WHERE copy_id = $1 AND run_id = $2 ORDER BY attempt, n;
+
+-- name: start_copy
+INSERT INTO unfinished_copies (copy_id) VALUES ($1) ON CONFLICT DO NOTHING;
+
+-- name: drop_copy
+DELETE FROM unfinished_copies WHERE copy_id = $1;
+
+-- name: drop_stale_copies
+DELETE FROM unfinished_copies WHERE touched_at < now() - interval '1 hour';
+
+-- name: copy_messages
+-- It may be repeated, as each of these: a connection may be lost after the commit.
+WITH held AS (
+    UPDATE unfinished_copies SET touched_at = now() WHERE copy_id = $1 RETURNING copy_id
+), made AS (
+    INSERT INTO copied_messages (
+        copy_id, turn, ordinal, created_at, attachments, message_id, run_id, role, finish_reason,
+        model, parts, prompt
+    )
+    SELECT
+        copy_id, messages.turn, ordinal, messages.created_at, attachments, messages.message_id,
+        messages.run_id, role, messages.finish_reason, model, parts,
+        prompt_head || coalesce(rest, '')
+    FROM held CROSS JOIN messages
+        LEFT JOIN runs ON messages.role = 'user'
+            AND runs.tenant = $2 AND runs.run_id = messages.run_id
+        LEFT JOIN prompts ON messages.role = 'user'
+            AND prompts.tenant = $2 AND prompts.run_id = messages.run_id
+    WHERE messages.tenant = $2 AND messages.session_id = $3
+        AND (messages.turn, ordinal) > ($4, $5) AND (messages.turn, ordinal) <= ($6, $7)
+    ON CONFLICT DO NOTHING
+), attached AS (
+    INSERT INTO copied_attachments (copy_id, turn, ordinal, n, is_text, name, mime_type, content)
+    SELECT copy_id, turn, ordinal, n, is_text, name, mime_type, content
+    FROM held CROSS JOIN messages
+        JOIN attachments ON attachments.tenant = $2 AND attachments.run_id = messages.run_id
+    WHERE messages.tenant = $2 AND messages.session_id = $3 AND role = 'user'
+        AND (turn, ordinal) > ($4, $5) AND (turn, ordinal) <= ($6, $7)
+    ON CONFLICT DO NOTHING
+)
+SELECT EXISTS (SELECT FROM held) AS held;
+
+-- name: copy_copied_messages
+WITH held AS (
+    UPDATE unfinished_copies SET touched_at = now() WHERE copy_id = $1 RETURNING copy_id
+), made AS (
+    INSERT INTO copied_messages (
+        copy_id, turn, ordinal, created_at, attachments, message_id, run_id, role, finish_reason,
+        model, parts, prompt
+    )
+    SELECT
+        held.copy_id, turn, ordinal, created_at, attachments, message_id, run_id, role,
+        finish_reason, model, parts, prompt
+    FROM held CROSS JOIN copied_messages AS source
+    WHERE source.copy_id = $2 AND (turn, ordinal) > ($3, $4) AND (turn, ordinal) <= ($5, $6)
+    ON CONFLICT DO NOTHING
+), attached AS (
+    INSERT INTO copied_attachments (copy_id, turn, ordinal, n, is_text, name, mime_type, content)
+    SELECT held.copy_id, turn, ordinal, n, is_text, name, mime_type, content
+    FROM held CROSS JOIN copied_attachments AS source
+    WHERE source.copy_id = $2 AND (turn, ordinal) > ($3, $4) AND (turn, ordinal) <= ($5, $6)
+    ON CONFLICT DO NOTHING
+)
+SELECT EXISTS (SELECT FROM held) AS held;
+
+-- name: copy_parts
+WITH held AS (
+    UPDATE unfinished_copies SET touched_at = now() WHERE copy_id = $1 RETURNING copy_id
+), made AS (
+    INSERT INTO copied_parts (copy_id, attempt, n, run_id, part)
+    SELECT copy_id, attempt, n, run_id, part FROM held CROSS JOIN kept_parts
+    WHERE tenant = $2 AND run_id = $3 AND attempt = $4 AND n BETWEEN $5 AND $6
+    ON CONFLICT DO NOTHING
+)
+SELECT EXISTS (SELECT FROM held) AS held;
+
+-- name: copy_copied_parts
+WITH held AS (
+    UPDATE unfinished_copies SET touched_at = now() WHERE copy_id = $1 RETURNING copy_id
+), made AS (
+    INSERT INTO copied_parts (copy_id, attempt, n, run_id, part)
+    SELECT held.copy_id, attempt, n, run_id, part FROM held CROSS JOIN copied_parts AS source
+    WHERE source.copy_id = $2 AND run_id = $3 AND attempt = $4 AND n BETWEEN $5 AND $6
+    ON CONFLICT DO NOTHING
+)
+SELECT EXISTS (SELECT FROM held) AS held;
+
+-- name: create_fork
+SELECT create_fork($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS version;
 
 -- name: edit_session
 UPDATE sessions SET

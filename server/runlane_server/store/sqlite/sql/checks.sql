@@ -227,6 +227,28 @@ HAVING min(ordinal) <> 0
         )
     );
 
+-- name: copies
+-- The copies that forks begin with.
+SELECT 'session ' || tenant || '/' || session_id || ' began with ' || origin_turn ||
+    ' turns of its origin, but has ' || found
+FROM (
+    SELECT
+        tenant, session_id, origin_turn,
+        (
+            SELECT count(DISTINCT copied_messages.turn) FROM copied_messages
+            WHERE copied_messages.copy_id = sessions.copy_id
+        ) AS found
+    FROM sessions WHERE copy_id IS NOT NULL
+) AS fork WHERE found <> origin_turn
+UNION ALL
+SELECT DISTINCT 'copy ' || copy_id || ' of a transcript belongs to no session'
+FROM copied_messages
+WHERE copy_id NOT IN (
+    SELECT copy_id FROM sessions WHERE copy_id IS NOT NULL
+    UNION ALL
+    SELECT copy_id FROM unfinished_copies
+);
+
 -- name: prompts
 SELECT 'the prompt of run ' || tenant || '/' || run_id || ' has no run'
 FROM prompts LEFT JOIN runs USING (tenant, run_id) WHERE runs.run_no IS NULL;
@@ -416,12 +438,24 @@ WITH prompted AS MATERIALIZED (
         ) AS bytes
     FROM input_requests
     GROUP BY tenant, session_id
+), copied AS MATERIALIZED (
+    SELECT copy_id, sum(bytes) AS bytes FROM (
+        SELECT
+            copy_id, 200 + coalesce(length(CAST(parts AS BLOB)), 0)
+            + coalesce(length(CAST(prompt AS BLOB)), 0) AS bytes
+        FROM copied_messages
+        UNION ALL
+        SELECT copy_id, length(CAST(content AS BLOB)) FROM copied_attachments
+        UNION ALL
+        SELECT copy_id, length(CAST(part AS BLOB)) FROM copied_parts
+    ) GROUP BY copy_id
 ), counted AS MATERIALIZED (
     SELECT
         sessions.*, prompted.labels,
         coalesce(prompted.bytes, 0) + coalesce(said.bytes, 0) + coalesce(questioned.bytes, 0)
-            AS bytes
+            + coalesce(copied.bytes, 0) AS bytes
     FROM sessions
+        LEFT JOIN copied USING (copy_id)
         LEFT JOIN prompted USING (tenant, session_id)
         LEFT JOIN said USING (tenant, session_id)
         LEFT JOIN questioned USING (tenant, session_id)

@@ -45,6 +45,101 @@ UPDATE sessions SET
 WHERE tenant = ? AND session_id = ? AND version = ?
     AND title = ? AND metadata IS ? AND agent = ?;
 
+-- name: start_copy
+INSERT INTO unfinished_copies (copy_id) VALUES (?);
+
+-- name: copy_messages
+-- A piece of the session's own messages.
+INSERT INTO copied_messages (
+    copy_id, turn, ordinal, message_id, run_id, role, finish_reason, model, created_at, parts,
+    prompt, attachments
+)
+WITH piece (copy_id, tenant, session_id, turn, ordinal, last_turn, last_ordinal) AS (
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+)
+SELECT
+    piece.copy_id, messages.turn, messages.ordinal, messages.message_id, messages.run_id, role,
+    messages.finish_reason, model, created_at, parts, prompt_head || coalesce(rest, ''), attachments
+FROM piece CROSS JOIN messages
+    ON messages.tenant = piece.tenant AND messages.session_id = piece.session_id
+        AND (messages.turn, messages.ordinal) > (piece.turn, piece.ordinal)
+        AND (messages.turn, messages.ordinal) <= (last_turn, last_ordinal)
+        AND typeof(messages.turn) = 'integer' AND typeof(messages.ordinal) = 'integer'
+    LEFT JOIN runs
+        ON role = 'user' AND runs.tenant = piece.tenant AND runs.run_id = messages.run_id
+    LEFT JOIN prompts
+        ON role = 'user' AND prompts.tenant = piece.tenant AND prompts.run_id = messages.run_id;
+
+-- name: copy_attachments
+INSERT INTO copied_attachments (copy_id, turn, ordinal, n, name, mime_type, content)
+WITH piece (copy_id, tenant, session_id, turn, ordinal, last_turn, last_ordinal) AS (
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+)
+SELECT piece.copy_id, messages.turn, messages.ordinal, n, name, mime_type, content
+FROM piece CROSS JOIN messages
+    ON messages.tenant = piece.tenant AND messages.session_id = piece.session_id
+        AND (messages.turn, messages.ordinal) > (piece.turn, piece.ordinal)
+        AND (messages.turn, messages.ordinal) <= (last_turn, last_ordinal)
+        AND role = 'user'
+    CROSS JOIN attachments
+        ON attachments.tenant = piece.tenant AND attachments.run_id = messages.run_id;
+
+-- name: copy_parts
+INSERT INTO copied_parts (copy_id, run_id, attempt, n, part)
+SELECT ?, run_id, attempt, n, part FROM kept_parts
+WHERE tenant = ? AND run_id = ? AND attempt = ? AND n BETWEEN ? AND ?;
+
+-- name: copy_copied_messages
+-- The same of messages that are a copy.
+INSERT INTO copied_messages (
+    copy_id, turn, ordinal, message_id, run_id, role, finish_reason, model, created_at, parts,
+    prompt, attachments
+)
+WITH piece (copy_id, source_id, turn, ordinal, last_turn, last_ordinal) AS (
+    VALUES (?, ?, ?, ?, ?, ?)
+)
+SELECT
+    piece.copy_id, source.turn, source.ordinal, message_id, run_id, role, finish_reason, model,
+    created_at, parts, prompt, attachments
+FROM piece CROSS JOIN copied_messages AS source
+    ON source.copy_id = piece.source_id
+        AND (source.turn, source.ordinal) > (piece.turn, piece.ordinal)
+        AND (source.turn, source.ordinal) <= (last_turn, last_ordinal);
+
+-- name: copy_copied_attachments
+INSERT INTO copied_attachments (copy_id, turn, ordinal, n, name, mime_type, content)
+WITH piece (copy_id, source_id, turn, ordinal, last_turn, last_ordinal) AS (
+    VALUES (?, ?, ?, ?, ?, ?)
+)
+SELECT piece.copy_id, source.turn, source.ordinal, n, name, mime_type, content
+FROM piece CROSS JOIN copied_attachments AS source
+    ON source.copy_id = piece.source_id
+        AND (source.turn, source.ordinal) > (piece.turn, piece.ordinal)
+        AND (source.turn, source.ordinal) <= (last_turn, last_ordinal);
+
+-- name: copy_copied_parts
+INSERT INTO copied_parts (copy_id, run_id, attempt, n, part)
+SELECT ?, run_id, attempt, n, part FROM copied_parts
+WHERE copy_id = ? AND run_id = ? AND attempt = ? AND n BETWEEN ? AND ?;
+
+-- name: hold_source
+-- Changes no row unless the source of the copy is still there.
+UPDATE sessions SET version = version
+WHERE tenant = ? AND session_id = ? AND created_no = ? AND created_at = ?;
+
+-- name: create_fork
+INSERT INTO sessions (
+    tenant, session_id, version, accept_seq, turn, active_run_id, waiting_runs,
+    title, metadata, agent, stored_bytes, created_at, updated_at, origin_id, origin_turn, copy_id
+) VALUES (?, ?, 1, 0, ?, '', 0, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: drop_copy
+-- It removes the copy too, unless a session has it.
+DELETE FROM unfinished_copies WHERE copy_id = ?;
+
+-- name: drop_copies
+DELETE FROM unfinished_copies;
+
 -- name: delete_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 
@@ -146,6 +241,19 @@ WHERE tenant = ? AND run_id = ? AND session_id = ? AND ended_at IS NULL;
 -- name: set_retry
 UPDATE runs SET retry = ? WHERE tenant = ? AND run_id = ?;
 
+-- name: set_revision
+UPDATE runs SET when_busy = ?, revision = ?, last_update = ? WHERE tenant = ? AND run_id = ?;
+
+-- name: edit_run
+-- `delete_prompt` and `delete_attachments_of` go first, and the new ones follow.
+UPDATE runs SET prompt_head = ?, attachments = ?, metadata = ? WHERE tenant = ? AND run_id = ?;
+
+-- name: delete_prompt
+DELETE FROM prompts WHERE tenant = ? AND run_id = ?;
+
+-- name: delete_attachments_of
+DELETE FROM attachments WHERE tenant = ? AND run_id = ?;
+
 -- name: insert_prompt
 INSERT INTO prompts (tenant, run_id, rest) VALUES (?, ?, ?);
 
@@ -222,10 +330,12 @@ FROM ended;
 -- Writing: webhooks
 
 -- name: insert_webhook
+-- Unless the tenant has as many as it may.
 INSERT INTO webhooks (
     tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
     progress
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+WHERE (SELECT count(*) FROM webhooks WHERE tenant = ?) < ?;
 
 -- name: update_webhook
 UPDATE webhooks SET
@@ -371,7 +481,7 @@ SELECT
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
     started_at, folded_into, cancel_reason, coalesce(trace, ''), '' AS host, runs.agent, asking,
-    retry
+    retry, revision, coalesce(last_update, '')
 FROM sessions LEFT JOIN runs INDEXED BY runs_open
     ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
         AND ended_at IS NULL
@@ -407,6 +517,7 @@ SELECT
     run_no, run_id, session_id, accept_seq, state, when_busy, turn, timeout, max_attempts, attempt,
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
+    revision, last_update,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -526,9 +637,6 @@ SELECT * FROM webhooks WHERE tenant = ? AND webhook_id = ?;
 SELECT * FROM webhooks WHERE tenant = :tenant AND webhook_no < :before
 ORDER BY webhook_no DESC LIMIT :limit;
 
--- name: count_webhooks
-SELECT count(*) AS count FROM webhooks WHERE tenant = ?;
-
 -- name: every_webhook
 SELECT tenant, webhook_id, revision, fence FROM webhooks ORDER BY webhook_no LIMIT ?;
 
@@ -543,7 +651,8 @@ ORDER BY expires_at LIMIT ?;
 -- name: session
 SELECT
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent
+    output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent,
+    origin_id, origin_turn
 FROM sessions WHERE tenant = :tenant AND session_id = :session_id;
 
 -- name: stored_bytes
@@ -582,6 +691,75 @@ WHERE tenant = :tenant AND session_id = :session_id AND turn = (
 ) AND run_id = :run_id AND (turn > :turn OR ordinal > :ordinal)
     AND typeof(turn) = 'integer' AND typeof(ordinal) = 'integer'
 ORDER BY ordinal LIMIT :limit;
+
+-- name: copy_of
+SELECT copy_id FROM sessions
+WHERE tenant = :tenant AND session_id = :session_id AND copy_id IS NOT NULL;
+
+-- name: copied_messages
+SELECT
+    message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts, prompt,
+    attachments
+FROM copied_messages
+WHERE copy_id = :copy_id AND (turn, ordinal) > (:turn, :ordinal) ORDER BY turn, ordinal LIMIT :limit;
+
+-- name: copied_messages_of_run
+SELECT
+    message_id, run_id, turn, ordinal, role, finish_reason, model, created_at, parts, prompt,
+    attachments
+FROM copied_messages INDEXED BY copied_messages_by_run
+WHERE copy_id = :copy_id AND run_id = :run_id AND (turn, ordinal) > (:turn, :ordinal)
+ORDER BY turn, ordinal LIMIT :limit;
+
+-- name: copied_attachments
+SELECT name, mime_type, content FROM copied_attachments
+WHERE copy_id = ? AND turn = ? AND ordinal = ? ORDER BY n;
+
+-- name: copied_part
+SELECT part FROM copied_parts WHERE copy_id = ? AND run_id = ? AND attempt = ? AND n = ?;
+
+-- name: copy_source
+SELECT created_no, created_at, copy_id FROM sessions
+WHERE tenant = :tenant AND session_id = :session_id;
+
+-- name: message_sizes
+SELECT
+    turn, ordinal, iif(length(parts) > 1 << 20, run_id, NULL) AS long_run,
+    coalesce(length(CAST(parts AS BLOB)), 0) + coalesce(iif(role = 'user', (
+        SELECT length(CAST(prompt_head AS BLOB)) + coalesce((
+            SELECT length(CAST(rest AS BLOB)) FROM prompts
+            WHERE prompts.tenant = runs.tenant AND prompts.run_id = runs.run_id
+        ), 0) + coalesce(iif(attachments > 0, (
+            SELECT sum(length(CAST(content AS BLOB))) FROM attachments AS kept
+            WHERE kept.tenant = runs.tenant AND kept.run_id = runs.run_id
+        ), 0), 0)
+        FROM runs WHERE runs.tenant = messages.tenant AND runs.run_id = messages.run_id
+    ), 0), 0) AS bytes
+FROM messages
+WHERE tenant = :tenant AND session_id = :session_id AND (turn, ordinal) > (:turn, :ordinal)
+    AND turn <= :last_turn AND typeof(turn) = 'integer' AND typeof(ordinal) = 'integer'
+ORDER BY turn, ordinal LIMIT :limit;
+
+-- name: copied_message_sizes
+SELECT
+    turn, ordinal, iif(length(parts) > 1 << 20, run_id, NULL) AS long_run,
+    coalesce(length(CAST(parts AS BLOB)), 0) + coalesce(length(CAST(prompt AS BLOB)), 0)
+    + coalesce(iif(attachments > 0, (
+        SELECT sum(length(CAST(content AS BLOB))) FROM copied_attachments AS kept
+        WHERE kept.copy_id = copied_messages.copy_id AND kept.turn = copied_messages.turn
+            AND kept.ordinal = copied_messages.ordinal
+    ), 0), 0) AS bytes
+FROM copied_messages
+WHERE copy_id = :copy_id AND (turn, ordinal) > (:turn, :ordinal) AND turn <= :last_turn
+ORDER BY turn, ordinal LIMIT :limit;
+
+-- name: part_sizes
+SELECT attempt, n, length(CAST(part AS BLOB)) AS bytes FROM kept_parts
+WHERE tenant = ? AND run_id = ? ORDER BY attempt, n;
+
+-- name: copied_part_sizes
+SELECT attempt, n, length(CAST(part AS BLOB)) AS bytes FROM copied_parts
+WHERE copy_id = ? AND run_id = ? ORDER BY attempt, n;
 
 -- name: message_parts
 SELECT parts FROM messages
@@ -645,5 +823,16 @@ UPDATE sessions SET stored_bytes =
                 WHERE attachments.tenant = runs.tenant AND attachments.run_id = runs.run_id
             ), 0)
         ), 0) FROM runs WHERE tenant = :tenant AND session_id = :session_id
+    ) + (
+        SELECT coalesce(sum(
+            200 + coalesce(length(CAST(parts AS BLOB)), 0)
+            + coalesce(length(CAST(prompt AS BLOB)), 0)
+        ), 0) FROM copied_messages WHERE copied_messages.copy_id = sessions.copy_id
+    ) + (
+        SELECT coalesce(sum(length(CAST(content AS BLOB))), 0) FROM copied_attachments
+        WHERE copied_attachments.copy_id = sessions.copy_id
+    ) + (
+        SELECT coalesce(sum(length(CAST(part AS BLOB))), 0) FROM copied_parts
+        WHERE copied_parts.copy_id = sessions.copy_id
     )
 WHERE tenant = :tenant AND session_id = :session_id;

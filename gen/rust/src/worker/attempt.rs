@@ -1,0 +1,518 @@
+//! A turn in hand: what the agent may do, and what is to be sent for it.
+
+use std::collections::{HashMap, VecDeque};
+use std::error::Error;
+use std::fmt;
+use std::future::{Future, pending};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prost::Message as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::v1::work_request::{
+    Ask, Begun, Emit, Fail, FindStep, Finish, GetHistory, Message, Resume, TakeFolded,
+};
+use super::v1::work_response::{self, Acked, FoldedPrompt};
+use super::v1::{Event, Question, event};
+use crate::v1::{Artifact, InputAnswer, Message as TranscriptMessage, run_event};
+
+/// Bytes in a text, and so fewer characters than the limit.
+const MAX_TEXT: usize = 1 << 14;
+const MAX_EVENTS: usize = 1000;
+/// Bytes in an emit, unless a single event is larger.
+const MAX_EMIT_BYTES: usize = 1 << 20;
+/// Characters in the message of an error.
+const MAX_ERROR: usize = 2048;
+
+/// What an agent returns. An error fails the run; an `AgentError` does so with a reason of its own.
+pub type AgentResult = Result<(), Box<dyn Error + Send + Sync>>;
+
+pub(super) type Agent =
+    Arc<dyn Fn(Turn) -> Pin<Box<dyn Future<Output = AgentResult> + Send>> + Send + Sync>;
+
+/// Fails a run with a reason of the agent's own, such as MODEL_UNAVAILABLE.
+#[derive(Debug)]
+pub struct AgentError {
+    pub reason: String,
+    pub message: String,
+}
+
+impl fmt::Display for AgentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for AgentError {}
+
+#[derive(Clone)]
+pub(super) enum Answer {
+    Folded(Vec<FoldedPrompt>),
+    History(Vec<TranscriptMessage>),
+    Step(Option<String>),
+    People(Vec<InputAnswer>),
+}
+
+/// What an agent says to its slot.
+pub(super) enum Said {
+    Event(Event, Option<oneshot::Sender<()>>),
+    Ask(String, Message, oneshot::Sender<Answer>),
+    Report(Box<dyn FnOnce(&mut Finish) + Send>),
+}
+
+/// The input of an agent, and what it may do. When the run is cancelled or taken away, the future of
+/// the agent is dropped where it waits.
+#[derive(Clone)]
+pub struct Turn {
+    given: Arc<work_response::Turn>,
+    slot: mpsc::Sender<Said>,
+    asked: Arc<Mutex<HashMap<u64, u32>>>,
+}
+
+impl Turn {
+    /// The prompt to answer.
+    pub fn prompt(&self) -> &str {
+        &self.given.prompt
+    }
+
+    /// All of the turn: session, run, attempt, attachments, labels, deadline.
+    pub fn given(&self) -> &work_response::Turn {
+        &self.given
+    }
+
+    /// Emits a piece of the answer. It waits while too much of the output is not durable.
+    pub async fn say(&self, text: &str) {
+        for piece in pieces(text) {
+            self.emit(event::Event::TextDelta(piece.to_owned())).await;
+        }
+    }
+
+    /// Emits a piece of the model's reasoning.
+    pub async fn think(&self, text: &str) {
+        for piece in pieces(text) {
+            let event = event::Event::ReasoningDelta(piece.to_owned());
+            self.emit(event).await;
+        }
+    }
+
+    /// Emits an artifact, or a piece of one.
+    pub async fn artifact(&self, artifact: Artifact) {
+        self.emit(event::Event::Artifact(artifact)).await;
+    }
+
+    /// Emits an event of a type that the agent defines, with a JSON value.
+    pub async fn custom(&self, r#type: &str, json: &str) {
+        let (r#type, json) = (r#type.to_owned(), json.to_owned());
+        self.emit(event::Event::Custom(run_event::Custom { r#type, json }))
+            .await;
+    }
+
+    /// Emits an event of any kind: a tool call, its result, and all of the above.
+    pub async fn emit(&self, event: event::Event) {
+        self.tell(Said::Event(Event { event: Some(event) }, None))
+            .await;
+    }
+
+    /// Sets the structured result of the run, a JSON value.
+    pub async fn set_result(&self, json: &str) {
+        let result_json = json.to_owned();
+        self.report(|end| end.result_json = result_json).await;
+    }
+
+    /// Sets facts about the turn: usage, model, finish reason.
+    pub async fn report(&self, facts: impl FnOnce(&mut Finish) + Send + 'static) {
+        self.tell(Said::Report(Box::new(facts))).await;
+    }
+
+    /// Takes the prompts that wait to join the turn. Call it between two steps: answer them too (W9).
+    pub async fn take_folded(&self) -> Vec<FoldedPrompt> {
+        match self
+            .ask_slot("folded", Message::TakeFolded(TakeFolded::default()))
+            .await
+        {
+            Answer::Folded(prompts) => prompts,
+            _ => Vec::new(),
+        }
+    }
+
+    /// The transcript before the turn; a long message comes in several parts with the same id.
+    pub async fn history(&self) -> Vec<TranscriptMessage> {
+        match self
+            .ask_slot("history", Message::GetHistory(GetHistory {}))
+            .await
+        {
+            Answer::History(messages) => messages,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Does a piece of work once per run, also if an attempt is repeated: returns the result that an
+    /// earlier attempt has stored, or does the work and makes its result, a JSON value, durable (W12).
+    /// A key has 1 to 128 bytes.
+    pub async fn step<E>(
+        &self,
+        key: &str,
+        work: impl Future<Output = Result<String, E>>,
+    ) -> Result<String, E> {
+        let key = key.to_owned();
+        let find = Message::FindStep(FindStep { key: key.clone() });
+        if let Answer::Step(Some(found)) = self.ask_slot(&format!("step {key}"), find).await {
+            return Ok(found);
+        }
+        let result = work.await?;
+        let step = run_event::Step {
+            key,
+            result: result.clone(),
+        };
+        let event = Event {
+            event: Some(event::Event::Step(step)),
+        };
+        let (stored, is_stored) = oneshot::channel();
+        self.tell(Said::Event(event, Some(stored))).await;
+        or_dropped(is_stored).await;
+        Ok(result)
+    }
+
+    /// Asks people; the answers come in the order of the questions. Without an answer the agent ends
+    /// here: the run leaves this worker, and starts again, with any worker, once all is answered (W13).
+    /// What the agent does before happens again, so put what must not be repeated into steps. Without
+    /// a key, the question itself is the key: the same key gets the same answer, and nobody is asked
+    /// twice.
+    pub async fn ask(&self, questions: impl IntoIterator<Item = Question>) -> Vec<InputAnswer> {
+        let questions: Vec<_> = questions.into_iter().map(|one| self.keyed(one)).collect();
+        let keys: Vec<_> = questions.iter().map(|one| one.key.as_str()).collect();
+        let name = format!("ask {}", keys.join("\n"));
+        match self.ask_slot(&name, Message::Ask(Ask { questions })).await {
+            Answer::People(answers) => answers,
+            _ => Vec::new(),
+        }
+    }
+
+    /// The same key in each attempt that asks the same; equal questions are counted.
+    fn keyed(&self, mut question: Question) -> Question {
+        if question.key.is_empty() {
+            let mut hasher = DefaultHasher::new(); // the same in each process
+            (
+                &question.text,
+                &question.tool_name,
+                &question.arguments_json,
+            )
+                .hash(&mut hasher);
+            (&question.schema_json, &question.choices).hash(&mut hasher);
+            let hash = hasher.finish();
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = asked.entry(hash).or_default();
+            *number += 1;
+            question.key = format!("{hash:016x}-{number}");
+        }
+        question
+    }
+
+    async fn ask_slot(&self, name: &str, message: Message) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Said::Ask(name.to_owned(), message, answer)).await;
+        or_dropped(answered).await
+    }
+
+    async fn tell(&self, said: Said) {
+        if self.slot.send(said).await.is_err() {
+            pending::<()>().await; // the turn is over, and the agent about to be dropped
+        }
+    }
+}
+
+async fn or_dropped<T>(answered: oneshot::Receiver<T>) -> T {
+    match answered.await {
+        Ok(answer) => answer,
+        Err(_) => pending().await,
+    }
+}
+
+fn pieces(mut text: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    while !text.is_empty() {
+        let mut end = text.len().min(MAX_TEXT);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        pieces.push(&text[..end]);
+        text = &text[end..];
+    }
+    pieces
+}
+
+struct Asked {
+    name: String,
+    message: Message,
+    is_sent: bool,
+    waiting: Vec<oneshot::Sender<Answer>>,
+}
+
+/// The attempt outlives the connection.
+pub(super) struct Attempt {
+    turn: Arc<work_response::Turn>,
+    agent: JoinHandle<AgentResult>,
+    pub(super) output: mpsc::Receiver<Said>,
+    /// Not acknowledged (W4).
+    waiting: VecDeque<Event>,
+    acked: i64,
+    /// On this connection.
+    sent: i64,
+    /// The last event that must stay as it is, because it was sent (W3).
+    ever_sent: i64,
+    /// Who waits until a number is durable.
+    durable: Vec<(i64, oneshot::Sender<()>)>,
+    is_begun: bool,
+    requests: Vec<Asked>,
+    fold_number: i64,
+    folded: Vec<FoldedPrompt>,
+    folded_run_ids: Vec<String>,
+    history: Vec<TranscriptMessage>,
+    finish: Finish,
+    end: Option<Message>,
+    is_end_sent: bool,
+}
+
+impl Attempt {
+    pub(super) fn new(turn: work_response::Turn, agent: &Agent) -> Self {
+        let (slot, output) = mpsc::channel(1);
+        let turn = Arc::new(turn);
+        let given = Turn {
+            given: turn.clone(),
+            slot,
+            asked: Arc::default(),
+        };
+        Self {
+            agent: tokio::spawn(agent(given)),
+            turn,
+            output,
+            waiting: VecDeque::new(),
+            acked: 0,
+            sent: 0,
+            ever_sent: 0,
+            durable: Vec::new(),
+            is_begun: false,
+            requests: Vec::new(),
+            fold_number: 0,
+            folded: Vec::new(),
+            folded_run_ids: Vec::new(),
+            history: Vec::new(),
+            finish: Finish::default(),
+            end: None,
+            is_end_sent: false,
+        }
+    }
+
+    fn last(&self) -> i64 {
+        self.acked + self.waiting.len() as i64
+    }
+
+    /// Whether there is room for what the agent says next (W4).
+    pub(super) fn has_room(&self) -> bool {
+        self.end.is_none() && self.waiting.len() < self.turn.window.max(1) as usize
+    }
+
+    /// Takes what the agent says; None is its end.
+    pub(super) async fn hear(&mut self, said: Option<Said>) {
+        match said {
+            Some(Said::Event(event, stored)) => {
+                self.add(event);
+                if let Some(stored) = stored {
+                    self.durable.push((self.last(), stored));
+                }
+            }
+            Some(Said::Ask(name, message, answer)) => self.ask(name, message, answer),
+            Some(Said::Report(facts)) => facts(&mut self.finish),
+            None => {
+                self.requests.clear();
+                self.end = Some(match (&mut self.agent).await {
+                    Ok(Err(error)) => self.failed(&*error),
+                    Err(error) if error.is_panic() => self.failed(&error),
+                    _ => Message::Finish(Finish {
+                        number: self.last(),
+                        ..self.finish.clone()
+                    }), // W6
+                });
+            }
+        }
+    }
+
+    fn failed(&self, error: &(dyn Error + 'static)) -> Message {
+        let own = error.downcast_ref::<AgentError>();
+        Message::Fail(Fail {
+            number: self.last(),
+            reason: own.map(|own| own.reason.clone()).unwrap_or_default(),
+            message: error.to_string().chars().take(MAX_ERROR).collect(),
+            usage: self.finish.usage,
+            model: self.finish.model.clone(),
+        })
+    }
+
+    /// Adds an event, or joins a text with the last one that was not sent (W3).
+    fn add(&mut self, event: Event) {
+        let is_new = self.last() > self.ever_sent;
+        let before = self.waiting.back_mut().filter(|_| is_new);
+        if !before.is_some_and(|before| join(before, &event)) {
+            self.waiting.push_back(event);
+        }
+    }
+
+    /// A request that is open is not sent twice.
+    fn ask(&mut self, name: String, mut message: Message, answer: oneshot::Sender<Answer>) {
+        if let Some(open) = self.requests.iter_mut().find(|one| one.name == name) {
+            return open.waiting.push(answer);
+        }
+        if let Message::TakeFolded(take) = &mut message {
+            self.fold_number += 1;
+            take.number = self.fold_number;
+        }
+        let waiting = vec![answer];
+        self.requests.push(Asked {
+            name,
+            message,
+            is_sent: false,
+            waiting,
+        });
+    }
+
+    fn answer(&mut self, name: &str, answer: Answer) {
+        if let Some(at) = self.requests.iter().position(|one| one.name == name) {
+            let mut answer = answer;
+            for waiting in self.requests.remove(at).waiting {
+                let _ = waiting.send(answer.clone());
+                if let Answer::Folded(prompts) = &mut answer {
+                    prompts.clear(); // each prompt has one taker
+                }
+            }
+        }
+    }
+
+    pub(super) fn take_acked(&mut self, acked: &Acked, is_new_connection: bool) {
+        let durable = (acked.number - self.acked).max(0) as usize;
+        self.waiting.drain(..durable.min(self.waiting.len()));
+        self.acked = self.acked.max(acked.number);
+        let (stored, waiting) = std::mem::take(&mut self.durable)
+            .into_iter()
+            .partition(|(number, _)| *number <= acked.number);
+        self.durable = waiting;
+        let stored: Vec<(i64, oneshot::Sender<()>)> = stored;
+        for (_, stored) in stored {
+            let _ = stored.send(());
+        }
+        if is_new_connection {
+            // W8: continue after the last durable event.
+            self.sent = self.acked;
+            self.is_end_sent = false;
+            self.is_begun = true;
+            self.history.clear();
+            self.requests.iter_mut().for_each(|one| one.is_sent = false);
+        }
+    }
+
+    /// Takes the answer to a request.
+    pub(super) fn take(&mut self, message: work_response::Message) {
+        use work_response::Message::{Answers, Folded, History, Step};
+        match message {
+            Folded(folded) => {
+                for one in folded.prompts {
+                    self.folded_run_ids.push(one.run_id.clone());
+                    self.folded.push(one);
+                }
+                if folded.number > 0 {
+                    let prompts = std::mem::take(&mut self.folded);
+                    self.answer("folded", Answer::Folded(prompts));
+                }
+            }
+            History(part) => {
+                self.history.extend(part.messages);
+                if part.last {
+                    let messages = std::mem::take(&mut self.history);
+                    self.answer("history", Answer::History(messages));
+                }
+            }
+            Step(step) => self.answer(&format!("step {}", step.key), Answer::Step(step.result)),
+            Answers(given) => {
+                let keys: Vec<_> = given.answers.iter().map(|one| one.key.clone()).collect();
+                let answers = given.answers.into_iter().filter_map(|one| one.answer);
+                let answers = Answer::People(answers.collect());
+                self.answer(&format!("ask {}", keys.join("\n")), answers);
+            }
+            _ => {}
+        }
+    }
+
+    /// What to send now, if anything. One emit at a time: what comes meanwhile is joined (W3).
+    pub(super) fn next(&mut self) -> Option<Message> {
+        if !self.is_begun {
+            self.is_begun = true;
+            return Some(Message::Begun(Begun {})); // W2
+        }
+        let asks = self.requests.iter().any(|one| !one.is_sent);
+        let is_urgent = self.end.is_some() || asks || !self.durable.is_empty();
+        if self.last() > self.sent && (is_urgent || self.sent == self.acked) {
+            return Some(self.next_emit());
+        }
+        if let Some(request) = self.requests.iter_mut().find(|one| !one.is_sent) {
+            request.is_sent = true;
+            return Some(request.message.clone());
+        }
+        let is_due = self.end.is_some() && !self.is_end_sent;
+        self.is_end_sent |= is_due;
+        self.end.clone().filter(|_| is_due) // W5
+    }
+
+    fn next_emit(&mut self) -> Message {
+        let (mut events, mut size) = (Vec::new(), 0);
+        for event in self.waiting.iter().skip((self.sent - self.acked) as usize) {
+            size += event.encoded_len();
+            if !events.is_empty() && (size > MAX_EMIT_BYTES || events.len() == MAX_EVENTS) {
+                break;
+            }
+            events.push(event.clone());
+        }
+        let number = self.sent + 1;
+        self.sent += events.len() as i64;
+        self.ever_sent = self.ever_sent.max(self.sent);
+        Message::Emit(Emit { number, events })
+    }
+
+    /// Stops the agent; its end is heard later.
+    pub(super) fn cancel(&self) {
+        self.agent.abort();
+    }
+
+    /// Stops the agent, and waits until it has returned.
+    pub(super) async fn stop(&mut self) {
+        self.cancel();
+        while self.output.recv().await.is_some() {}
+    }
+
+    pub(super) fn resume(&self) -> Resume {
+        Resume {
+            run_id: self.turn.run_id.clone(),
+            tenant: self.turn.tenant.clone(),
+            attempt: self.turn.attempt,
+            fence: self.turn.fence.clone(),
+            acknowledged: self.acked,
+            folded_run_ids: self.folded_run_ids.clone(),
+        }
+    }
+}
+
+/// Joins a text with the event before it; returns whether that is possible.
+fn join(before: &mut Event, event: &Event) -> bool {
+    use event::Event::{ReasoningDelta, TextDelta};
+    match (&mut before.event, &event.event) {
+        (Some(TextDelta(first)), Some(TextDelta(second)))
+        | (Some(ReasoningDelta(first)), Some(ReasoningDelta(second)))
+            if first.len() + second.len() <= MAX_TEXT =>
+        {
+            first.push_str(second);
+            true
+        }
+        _ => false,
+    }
+}

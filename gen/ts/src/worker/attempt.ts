@@ -1,0 +1,409 @@
+/** A turn in hand: what the agent may do, and what is to be sent for it. */
+import { createHash } from 'node:crypto';
+
+import type { InputAnswer } from '../gen/runlane/v1/input.js';
+import { type Artifact, FinishReason, type ToolCall, type ToolResult, type Usage } from '../gen/runlane/v1/run.js';
+import type { Message as TranscriptMessage } from '../gen/runlane/v1/session.js';
+import {
+  Event,
+  Question,
+  WorkRequest,
+  WorkRequest_Finish,
+  type WorkResponse,
+  type WorkResponse_Acked,
+  type WorkResponse_FoldedPrompt,
+  type WorkResponse_Turn,
+} from '../gen/runlane/worker/v1/worker_service.js';
+
+const MAX_TEXT = 4096; // characters in an event
+const MAX_EVENTS = 1000; // in an emit
+const MAX_EMIT_BYTES = 1 << 20; // unless a single event is larger
+const MAX_ERROR = 2048; // characters
+
+export type Message = WorkRequest['message'];
+
+/** What an agent yields or returns: a text, or an event of any kind. */
+export type Yielded = string | Event;
+
+/** Answers a turn: returns the answer, or yields it in pieces. An error that it throws fails the run. */
+export type Agent = (turn: Turn) => AsyncIterable<Yielded> | Promise<Yielded | void> | Yielded | void;
+
+/** Fails a run with a reason of the agent's own, such as MODEL_UNAVAILABLE. */
+export class AgentError extends Error {
+  constructor(
+    message: string,
+    readonly reason: string,
+  ) {
+    super(message);
+  }
+}
+
+/** The input of an agent, and what it may do. After a cancel all methods throw. */
+export class Turn {
+  readonly prompt: string;
+
+  constructor(
+    /** All of the turn: session, run, attempt, attachments, labels, deadline. */
+    readonly given: WorkResponse_Turn,
+    private readonly attempt: Attempt,
+  ) {
+    this.prompt = given.prompt;
+  }
+
+  /** Is aborted when the agent must stop: the run was cancelled, or taken away. */
+  get signal(): AbortSignal {
+    return this.attempt.signal;
+  }
+
+  /** Emits a piece of the answer. It waits while too much of the output is not durable. */
+  async say(text: string): Promise<void> {
+    for (const value of pieces(text)) await this.emit({ event: { $case: 'textDelta', value } });
+  }
+
+  /** Emits a piece of the model's reasoning. */
+  async think(text: string): Promise<void> {
+    for (const value of pieces(text)) await this.emit({ event: { $case: 'reasoningDelta', value } });
+  }
+
+  /** Reports that the agent calls a tool, which it executes itself. */
+  async callTool(call: ToolCall): Promise<void> {
+    await this.emit({ event: { $case: 'toolCall', value: call } });
+  }
+
+  /** Reports what a tool returned. */
+  async toolReturned(result: ToolResult): Promise<void> {
+    await this.emit({ event: { $case: 'toolResult', value: result } });
+  }
+
+  /** Emits an artifact, or a piece of one. */
+  async artifact(artifact: Partial<Artifact>): Promise<void> {
+    await this.emit(Event.fromPartial({ event: { $case: 'artifact', value: artifact } }));
+  }
+
+  /** Emits an event of a type that the agent defines; the value becomes JSON. */
+  async custom(type: string, value: unknown): Promise<void> {
+    await this.emit({ event: { $case: 'custom', value: { type, json: JSON.stringify(value) } } });
+  }
+
+  /** Emits an event of any kind. */
+  async emit(event: Event): Promise<void> {
+    await this.attempt.emit(event);
+  }
+
+  /** Sets the structured result of the run; the value becomes JSON. */
+  setResult(value: unknown): void {
+    this.attempt.finish.resultJson = JSON.stringify(value);
+  }
+
+  /** Sets facts about the turn. */
+  report(facts: { usage?: Usage; model?: string; finishReason?: FinishReason }): void {
+    Object.assign(this.attempt.finish, facts);
+  }
+
+  /** Takes the prompts that wait to join the turn. Call it between two steps: answer them too (W9). */
+  async takeFolded(): Promise<WorkResponse_FoldedPrompt[]> {
+    return this.attempt.takeFolded();
+  }
+
+  /** The transcript before the turn; a long message comes in several parts with the same id. */
+  async history(): Promise<TranscriptMessage[]> {
+    return this.attempt.ask<TranscriptMessage[]>('history', { $case: 'getHistory', value: {} });
+  }
+
+  /**
+   * Does a piece of work once per run, also if an attempt is repeated: returns the result that an earlier
+   * attempt has stored, or calls `work` and makes its result durable (W12). A key has 1 to 128 bytes.
+   */
+  async step<T>(key: string, work: () => T | Promise<T>): Promise<T> {
+    const found = await this.attempt.ask<string | undefined>(`step ${key}`, { $case: 'findStep', value: { key } });
+    if (found !== undefined) return JSON.parse(found) as T;
+    const result = await work();
+    await this.attempt.keep({ event: { $case: 'step', value: { key, result: JSON.stringify(result) } } });
+    return result;
+  }
+
+  /**
+   * Asks people; the answers come in the order of the questions. If there is no answer yet it throws: the
+   * run leaves this worker, and starts again, with any worker, once all is answered (W13). What the agent
+   * does before happens again, so put what must not be repeated into steps. Without a key, the question
+   * itself is the key: the same key gets the same answer, and nobody is asked twice.
+   */
+  async ask(...questions: Partial<Question>[]): Promise<InputAnswer[]> {
+    const asked = questions.map((one) => this.attempt.keyed(Question.fromPartial(one)));
+    const name = asked.map((one) => one.key).join('\n');
+    return this.attempt.ask<InputAnswer[]>(`ask ${name}`, { $case: 'ask', value: { questions: asked } });
+  }
+}
+
+function* pieces(text: string): Iterable<string> {
+  for (let at = 0; at < text.length; ) {
+    let end = Math.min(at + MAX_TEXT, text.length);
+    const last = text.charCodeAt(end - 1);
+    if (end < text.length && last >= 0xd800 && last < 0xdc00) end--; // half of a character
+    yield text.slice(at, end);
+    at = end;
+  }
+}
+
+interface Request {
+  message: Message;
+  isSent: boolean;
+  answered: Promise<unknown>;
+  resolve: (answer: unknown) => void;
+  reject: (error: unknown) => void;
+}
+
+/** The attempt outlives the connection. */
+export class Attempt {
+  readonly finish = WorkRequest_Finish.fromPartial({});
+  /** Done when the agent has returned. */
+  readonly returned: Promise<void>;
+  isOver = false; // the server has confirmed the end, or has taken the attempt away
+  isSynced = true; // whether the server knows the attempt on this connection
+  private readonly controller = new AbortController();
+  private isBegun = false;
+  isReturned = false;
+  private waiting: Event[] = []; // not acknowledged (W4)
+  private acked = 0;
+  private sent = 0; // on this connection
+  private everSent = 0; // the last event that must stay as it is (W3)
+  private urgent = 0;
+  private readonly requests = new Map<string, Request>();
+  private readonly asked = new Map<string, number>();
+  private foldNumber = 0;
+  private folded: WorkResponse_FoldedPrompt[] = [];
+  private readonly foldedRunIds: string[] = [];
+  private history: TranscriptMessage[] = [];
+  private onAckedOnce: (() => void)[] = [];
+  private end: Message;
+  private isEndSent = false;
+
+  constructor(
+    private readonly turn: WorkResponse_Turn,
+    agent: Agent,
+    private readonly wake: () => void,
+  ) {
+    this.returned = this.execute(agent);
+  }
+
+  get signal(): AbortSignal {
+    return this.controller.signal;
+  }
+
+  private get last(): number {
+    return this.acked + this.waiting.length;
+  }
+
+  // --- The agent
+
+  private async execute(agent: Agent): Promise<void> {
+    let failure: unknown;
+    try {
+      await this.play(new Turn(this.turn, this), agent);
+    } catch (error) {
+      if (!this.signal.aborted) failure = error; // W6
+    }
+    this.isReturned = true;
+    this.end ??= failure === undefined ? this.finished() : this.failed(failure);
+    this.wake();
+  }
+
+  private async play(turn: Turn, agent: Agent): Promise<void> {
+    await Promise.resolve(); // not before the constructor has returned
+    const said = agent(turn);
+    if (typeof said === 'object' && Symbol.asyncIterator in said) {
+      for await (const one of said) await this.say(turn, one);
+    } else {
+      await this.say(turn, await said);
+    }
+  }
+
+  private async say(turn: Turn, said: Yielded | void): Promise<void> {
+    if (typeof said === 'string') await turn.say(said);
+    else if (said) await turn.emit(said);
+  }
+
+  private finished(): Message {
+    return { $case: 'finish', value: { ...this.finish, number: this.last } };
+  }
+
+  private failed(failure: unknown): Message {
+    const { usage, model } = this.finish;
+    const reason = failure instanceof AgentError ? failure.reason : '';
+    const message = (failure instanceof AgentError ? failure.message : String(failure)).slice(0, MAX_ERROR);
+    return { $case: 'fail', value: { number: this.last, reason, message, usage, model } };
+  }
+
+  async emit(event: Event): Promise<void> {
+    while (this.waiting.length >= this.turn.window && !this.signal.aborted) await this.nextAcked(); // W4
+    this.signal.throwIfAborted();
+    const before = this.waiting.at(-1);
+    if (!(before && this.last > this.everSent && join(before, event))) this.waiting.push(event);
+    this.wake();
+  }
+
+  /** Emits an event, and waits until it is durable. */
+  async keep(event: Event): Promise<void> {
+    await this.emit(event);
+    const number = this.last;
+    this.urgent += 1;
+    this.wake();
+    while (this.acked < number && !this.signal.aborted) await this.nextAcked();
+    this.urgent -= 1;
+    this.signal.throwIfAborted();
+  }
+
+  private nextAcked(): Promise<void> {
+    return new Promise((resolve) => this.onAckedOnce.push(resolve));
+  }
+
+  /** Sends a message and waits for its answer. A request that is open is not sent twice. */
+  async ask<T>(name: string, message: Message): Promise<T> {
+    this.signal.throwIfAborted();
+    let request = this.requests.get(name);
+    if (!request) {
+      let resolve: Request['resolve'] = () => undefined;
+      let reject: Request['reject'] = () => undefined;
+      const answered = new Promise<unknown>((yes, no) => ([resolve, reject] = [yes, no]));
+      request = { message, isSent: false, answered, resolve, reject };
+      this.requests.set(name, request);
+      this.wake();
+    }
+    return (await request.answered) as T;
+  }
+
+  async takeFolded(): Promise<WorkResponse_FoldedPrompt[]> {
+    this.foldNumber += 1;
+    await this.ask('folded', { $case: 'takeFolded', value: { number: this.foldNumber } });
+    return this.folded.splice(0);
+  }
+
+  /** The same key in each attempt that asks the same; equal questions are counted. */
+  keyed(question: Question): Question {
+    if (question.key) return question;
+    const shown = JSON.stringify({ ...question, timeout: undefined, defaultJson: undefined });
+    const digest = createHash('sha256').update(shown).digest('hex').slice(0, 24);
+    const number = (this.asked.get(digest) ?? 0) + 1;
+    this.asked.set(digest, number);
+    return { ...question, key: `${digest}-${number}` };
+  }
+
+  // --- The connection
+
+  /** Stops the agent (W6). */
+  stop(): void {
+    this.controller.abort();
+    this.requests.forEach((one) => one.reject(this.signal.reason));
+    this.requests.clear();
+    this.resume();
+  }
+
+  /** Stops the agent, and gives the turn back once it has returned (W10). */
+  handBack(): void {
+    if (this.end) return;
+    this.end = { $case: 'handBack', value: {} };
+    this.waiting.length = Math.max(0, this.sent - this.acked);
+    this.stop();
+  }
+
+  private resume(): void {
+    this.onAckedOnce.splice(0).forEach((resolve) => resolve());
+  }
+
+  take(message: WorkResponse['message']): void {
+    switch (message?.$case) {
+      case 'acked':
+        return this.takeAcked(message.value);
+      case 'folded':
+        this.folded.push(...message.value.prompts);
+        this.foldedRunIds.push(...message.value.prompts.map((one) => one.runId));
+        if (message.value.number > 0) this.answer('folded', undefined);
+        return;
+      case 'history':
+        this.history.push(...message.value.messages);
+        if (message.value.last) this.answer('history', this.history.splice(0));
+        return;
+      case 'step':
+        return this.answer(`step ${message.value.key}`, message.value.result);
+      case 'answers': {
+        const answers = message.value.answers;
+        return this.answer(`ask ${answers.map((one) => one.key).join('\n')}`, answers.map((one) => one.answer));
+      }
+      case 'cancel':
+        return this.stop();
+      case 'fenced': // W7
+      case 'parked': // W13
+        this.isOver = true;
+        return this.stop();
+    }
+  }
+
+  private answer(name: string, value: unknown): void {
+    this.requests.get(name)?.resolve(value);
+    this.requests.delete(name);
+  }
+
+  private takeAcked({ number, ended }: WorkResponse_Acked): void {
+    this.waiting.splice(0, Math.max(0, number - this.acked));
+    this.acked = Math.max(number, this.acked);
+    this.isOver ||= ended;
+    if (!this.isSynced) {
+      // W8: continue after the last durable event.
+      this.isSynced = this.isBegun = true;
+      this.sent = this.acked;
+      this.isEndSent = false;
+      this.history = [];
+      this.requests.forEach((one) => (one.isSent = false));
+    }
+    this.resume();
+  }
+
+  /** What to send now, if anything. One emit at a time: what comes meanwhile is joined (W3). */
+  next(): Message {
+    if (!this.isSynced || this.isOver) return undefined;
+    if (!this.isBegun) {
+      this.isBegun = true;
+      return { $case: 'begun', value: {} }; // W2
+    }
+    const request = [...this.requests.values()].find((one) => !one.isSent);
+    const isUrgent = this.end !== undefined || this.urgent > 0 || request !== undefined;
+    if (this.last > this.sent && (isUrgent || this.sent === this.acked)) return this.nextEmit();
+    if (request) {
+      request.isSent = true;
+      return request.message;
+    }
+    if (!this.end || !this.isReturned || this.isEndSent) return undefined;
+    this.isEndSent = true;
+    return this.end; // W5
+  }
+
+  private nextEmit(): Message {
+    const events: Event[] = [];
+    let size = 0;
+    for (const event of this.waiting.slice(this.sent - this.acked)) {
+      size += Event.encode(event).finish().length;
+      if (events.length > 0 && (size > MAX_EMIT_BYTES || events.length === MAX_EVENTS)) break;
+      events.push(event);
+    }
+    const number = this.sent + 1;
+    this.sent += events.length;
+    this.everSent = Math.max(this.everSent, this.sent);
+    return { $case: 'emit', value: { number, events } };
+  }
+
+  get resumption() {
+    const { runId, tenant, attempt, fence } = this.turn;
+    return { runId, tenant, attempt, fence, acknowledged: this.acked, foldedRunIds: this.foldedRunIds };
+  }
+}
+
+/** Joins a text with the event before it; returns whether that is possible. */
+function join({ event: first }: Event, { event: second }: Event): boolean {
+  for (const kind of ['textDelta', 'reasoningDelta'] as const) {
+    if (first?.$case === kind && second?.$case === kind && first.value.length + second.value.length <= MAX_TEXT) {
+      first.value += second.value;
+      return true;
+    }
+  }
+  return false;
+}

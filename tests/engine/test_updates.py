@@ -1,0 +1,249 @@
+"""Updates of waiting runs, on a node without the wire (R46, R47)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from runlane_server.access.quotas import Quota, QuotaBook, Quotas
+from runlane_server.core.errors import (
+    AlreadyStarted,
+    AnchorNotWaiting,
+    EditConflict,
+    EmptyPrompt,
+    InvalidArgument,
+    PromptTooLarge,
+    QuotaExceeded,
+    RunMissing,
+    RunNotFound,
+)
+from runlane_server.core.limits import Limits
+from runlane_server.core.model import (
+    Attachment,
+    Prompt,
+    Run,
+    RunKey,
+    RunState,
+    SessionKey,
+    Updated,
+    WhenBusy,
+)
+from runlane_server.core.update import Move, Place, RunPatch
+from runlane_server.store.base import Store
+from support.node import Node, running
+from support.staging import STEP, say, script, wait
+
+FIRST = Move(Place.FIRST)
+
+
+async def update(node: Node, run_id: str, **patch: Any) -> Run:
+    return await node.coordinator.updates.update("default", run_id, RunPatch(**patch))
+
+
+async def queue_of(node: Node, session_id: str = "s") -> list[str]:
+    lane = await node.store.load_lane(SessionKey("default", session_id))
+    return [run.run_id for run in lane.waiting]
+
+
+async def accept(node: Node, *run_ids: str, **options: Any) -> None:
+    for run_id in run_ids:
+        await node.queue("s", f"says {run_id}", run_id=run_id, **options)
+
+
+async def test_r46_an_edited_run_executes_its_new_prompt(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        run = await update(node, "b", text=script(say("new")), metadata={"k": "v"})
+        assert (run.revision, run.metadata, run.state) == (1, {"k": "v"}, RunState.QUEUED)
+        node.latches.open("l")
+        assert (await node.end("b")).text == "new"
+        assert "user: " + script(say("new")) in await node.lines("s")
+        assert any(isinstance(event.body, Updated) for event in await node.events("b"))
+
+
+async def test_r47_runs_start_in_the_order_in_which_they_were_moved(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c", "d")
+        await update(node, "d", move=FIRST)
+        await update(node, "b", move=Move(Place.LAST))
+        moved = await update(node, "b", move=Move(Place.BEFORE, "c"))
+        assert (moved.accept_seq, moved.revision) == (2, 2)
+        assert await queue_of(node) == ["d", "b", "c"]
+        node.latches.open("l")
+        for run_id in "abcd":
+            await node.end(run_id)
+        ended = [complete.run_id for complete in await node.completes()]
+        assert ended == ["a", "d", "b", "c"]
+        assert [complete.accept_seq for complete in await node.completes()] == [1, 4, 2, 3]
+
+
+async def test_r46_a_queued_run_sent_now_interrupts_the_active_one(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c")
+        await update(node, "c", when_busy=WhenBusy.INTERRUPT)
+        complete = await node.end("a")
+        assert (complete.cancelled, complete.cancel_reason) == (True, "interrupted by c")
+        await node.end("b")
+        ended = [complete.run_id for complete in await node.completes()]
+        assert ended == ["a", "c", "b"]
+
+
+async def test_r46_a_queued_run_that_is_to_fold_joins_the_next_step(store: Store) -> None:
+    async with running(store) as node:
+        await node.accept("s", script(wait("l"), STEP, say("end")), run_id="a")
+        await node.latches.reached("l")
+        await accept(node, "b", "c")
+        run = await update(node, "c", text="joins", when_busy=WhenBusy.FOLD)
+        assert run.when_busy is WhenBusy.FOLD
+        node.latches.open("l")
+        assert (await node.end("a")).text == "[folded: joins]end"
+        assert (await node.end("c")).folded_into == "a"
+        # The caller missed the answer, and repeats the request.
+        again = await update(node, "c", text="joins", when_busy=WhenBusy.FOLD)
+        assert again.folded_into == "a"
+
+
+async def test_r46_a_repeated_update_changes_nothing(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c")
+        patch = {"text": script(say("new")), "move": Move(Place.LAST), "revision": 0}
+        first = await update(node, "b", **patch)
+        await update(node, "c", move=Move(Place.LAST))
+        assert await update(node, "b", **patch) == first
+        assert await queue_of(node) == ["b", "c"]
+        node.latches.open("l")
+        await node.end("b")
+        again = await update(node, "b", **patch)
+        assert (again.state, again.revision) == (RunState.COMPLETED, 1)
+
+
+async def test_r46_an_update_without_an_effect_is_no_revision(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        run = await update(node, "b", move=FIRST, when_busy=WhenBusy.QUEUE, text=script(say("b?")))
+        assert run.revision == 1
+        same = await update(node, "b", move=FIRST, text=script(say("b?")))
+        assert (same.revision, len(await node.events("b"))) == (1, 2)
+
+
+async def test_r46_of_two_edits_of_the_same_revision_one_is_refused(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        edits = [update(node, "b", text=script(say(f"{n}")), revision=0) for n in range(5)]
+        results = await asyncio.gather(*edits, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, EditConflict)]
+        assert len(refused) == 4
+        assert refused[0].metadata == {"run_id": "b", "revision": "1"}
+
+
+async def test_r46_concurrent_edits_without_a_revision_all_count(store: Store) -> None:
+    quotas = QuotaBook(Quotas(others=Quota(max_stored_bytes=1 << 30)))
+    async with running(store, quotas=quotas) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        before = node.coordinator.stored.of("default")
+        texts = [script(say("x" * 10 * n)) for n in range(1, 6)]
+        await asyncio.gather(*(update(node, "b", text=text) for text in texts))
+        run = await update(node, "b", text=texts[0])
+        assert run.revision == 6
+        assert await node.store.get_prompt(RunKey("default", "b")) == Prompt(texts[0])
+        grown = node.coordinator.stored.of("default") - before
+        assert grown == len(texts[0]) - len(script(say("says b")))
+
+
+async def test_r46_a_run_that_left_the_queue_is_named_with_its_state(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        with pytest.raises(AlreadyStarted) as caught:
+            await update(node, "a", text="late")
+        assert caught.value.metadata == {"run_id": "a", "state": "active", "active_run_id": "a"}
+        node.latches.open("l")
+        await node.end("b")
+        with pytest.raises(AlreadyStarted) as caught:
+            await update(node, "b", move=FIRST)
+        assert caught.value.metadata == {"run_id": "b", "state": "completed"}
+        assert (await node.coordinator.get_run("b")).revision == 0
+
+
+BAD: Mapping[str, tuple[dict[str, Any], type[Exception]]] = {
+    "nothing": ({}, InvalidArgument),
+    "before itself": ({"move": Move(Place.BEFORE, "b")}, InvalidArgument),
+    "after nothing": ({"move": Move(Place.AFTER)}, InvalidArgument),
+    "before one that started": ({"move": Move(Place.BEFORE, "a")}, AnchorNotWaiting),
+    "before one of another session": ({"move": Move(Place.BEFORE, "other")}, AnchorNotWaiting),
+    "before one that is unknown": ({"move": Move(Place.AFTER, "unknown")}, AnchorNotWaiting),
+    "interrupt and move": ({"when_busy": WhenBusy.INTERRUPT, "move": FIRST}, InvalidArgument),
+    "reject": ({"when_busy": WhenBusy.REJECT}, InvalidArgument),
+    "empty": ({"text": "  "}, EmptyPrompt),
+    "large": ({"text": "x" * 101}, PromptTooLarge),
+    "large file": ({"attachments": (Attachment("f", "x/y", b"x" * 101),)}, PromptTooLarge),
+    "old revision": ({"text": "x", "revision": 3}, EditConflict),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_r46_a_bad_update_is_refused_and_changes_nothing(name: str, store: Store) -> None:
+    patch, error = BAD[name]
+    limits = Limits(max_prompt_bytes=100, max_attachment_bytes=100)
+    async with running(store, limits=limits) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await node.start_blocked("another", "m")
+        await node.queue("another", "x", run_id="other")
+        await accept(node, "b", "c")
+        before = await node.store.load_lane(SessionKey("default", "s"))
+        with pytest.raises(error):
+            # Whatever else it asks for is not done either.
+            await update(node, "b", **({"metadata": {"k": "v"}} if patch else {}), **patch)
+        assert await node.store.load_lane(before.key) == before
+        assert (await node.coordinator.get_run("b")).metadata == {}
+        for latch in "lm":
+            node.latches.open(latch)
+
+
+async def test_r46_an_attachment_lets_the_prompt_be_empty_as_long_as_it_stays(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        await update(node, "b", attachments=(Attachment("f", "text/plain", "text"),))
+        await update(node, "b", text="")
+        with pytest.raises(EmptyPrompt):
+            await update(node, "b", attachments=())
+        node.latches.open("l")
+
+
+async def test_r46_an_unknown_run_is_not_found(store: Store) -> None:
+    async with running(store) as node:
+        with pytest.raises(RunNotFound):
+            await update(node, "unknown", text="x")
+        with pytest.raises(RunMissing):
+            await update(node, "", text="x")
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        with pytest.raises(RunNotFound):
+            await node.coordinator.updates.update("another", "b", RunPatch(text="x"))
+        node.latches.open("l")
+
+
+async def test_r46_a_longer_prompt_counts_towards_the_quota(store: Store) -> None:
+    quotas = QuotaBook(Quotas(others=Quota(max_stored_bytes=2_500)))
+    async with running(store, quotas=quotas) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c")
+        await update(node, "b", text=script(say("x" * 2_000)))
+        with pytest.raises(QuotaExceeded):
+            await update(node, "b", text=script(say("y")))
+        with pytest.raises(QuotaExceeded):
+            await accept(node, "d")
+        # The order of the queue stores nothing.
+        assert (await update(node, "c", move=FIRST)).revision == 1
+        node.latches.open("l")

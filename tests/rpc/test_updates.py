@@ -1,0 +1,117 @@
+"""UpdateRun over a real socket (R46, R47)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from grpc import StatusCode
+
+from runlane.v1 import run_pb2, session_service_pb2
+from runlane.v1 import run_service_pb2 as pb
+from support.rpc_wire import Wire, over_any_store, refused, serving
+from support.staging import say, script, wait
+
+pytestmark = over_any_store
+
+FIRST = pb.QueuePosition(first=True)
+
+
+async def update(wire: Wire, run_id: str, **fields: Any) -> run_pb2.Run:
+    mask = FieldMask(paths=[name for name in fields if name != "revision"])
+    request = pb.UpdateRunRequest(run_id=run_id, update_mask=mask, **fields)
+    return (await wire.runs.UpdateRun(request)).run
+
+
+async def queued(wire: Wire, *run_ids: str) -> None:
+    """A session whose active run waits at a latch, and runs behind it."""
+    for run_id, prompt in (("a", script(wait("l"))), *((it, script(say(it))) for it in run_ids)):
+        await wire.runs.RunAccepted(
+            pb.RunAcceptedRequest(session_id="s", run_id=run_id, prompt=prompt, allow_missing=True)
+        )
+    await wire.latches.reached("l")
+
+
+async def test_r46_an_update_answers_with_the_run_and_its_followers_see_it() -> None:
+    async with serving() as wire:
+        await queued(wire, "b", "c")
+        run = await update(wire, "b", prompt=script(say("new")), metadata={"k": "v"}, revision=0)
+        assert (run.revision, run.state) == (1, run_pb2.RUN_STATE_QUEUED)
+        assert (run.prompt_excerpt, dict(run.metadata)) == (script(say("new")), {"k": "v"})
+        events: Any = wire.runs.SubscribeRun(pb.SubscribeRunRequest(run_id="b", after_index=1))
+        updated = (await events.read()).event.updated
+        assert (updated.revision, updated.prompt_excerpt) == (1, script(say("new")))
+        assert updated.when_busy == run_pb2.WHEN_BUSY_QUEUE
+        events.cancel()
+        wire.latches.open("l")
+
+
+async def test_r47_followers_of_a_session_see_edits_and_moves() -> None:
+    async with serving() as wire:
+        await queued(wire, "b", "c")
+        stream: Any = wire.sessions.SubscribeSession(
+            session_service_pb2.SubscribeSessionRequest(session_ids=["s"])
+        )
+        while (await stream.read()).snapshot.continues:
+            pass
+
+        async def next_queue() -> Any:
+            while True:
+                message = await stream.read()
+                if message.HasField("queue_changed"):
+                    return message.queue_changed
+
+        await update(wire, "c", position=FIRST)
+        changed = await next_queue()
+        assert list(changed.run_ids) == ["c", "b"]
+        assert [(run.run_id, run.revision) for run in changed.runs] == [("c", 1)]
+        await update(wire, "b", prompt="new", when_busy=run_pb2.WHEN_BUSY_FOLD)
+        changed = await next_queue()
+        assert list(changed.run_ids) == ["c", "b"]
+        (run,) = changed.runs
+        assert (run.prompt_excerpt, run.when_busy) == ("new", run_pb2.WHEN_BUSY_FOLD)
+        stream.cancel()
+        wire.latches.open("l")
+
+
+async def test_r46_a_run_that_started_is_refused_with_the_active_run() -> None:
+    async with serving() as wire:
+        await queued(wire, "b")
+        error = await refused(update(wire, "a", prompt="late"))
+        assert (error.code, error.reason) == (StatusCode.FAILED_PRECONDITION, "ALREADY_STARTED")
+        assert error.metadata == {"run_id": "a", "state": "active", "active_run_id": "a"}
+        wire.latches.open("l")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"prompt": "x", "revision": 9}, "EDIT_CONFLICT"),
+        ({"position": pb.QueuePosition(after_run_id="no")}, "ANCHOR_NOT_WAITING"),
+        ({"position": pb.QueuePosition(before_run_id="b")}, "INVALID_ARGUMENT"),
+        ({"position": pb.QueuePosition(first=False)}, "INVALID_ARGUMENT"),
+        ({"position": pb.QueuePosition()}, "INVALID_ARGUMENT"),
+        ({"prompt": ""}, "EMPTY_PROMPT"),
+        ({"prompt": "x" * ((1 << 20) + 1)}, "PROMPT_TOO_LARGE"),
+        ({"when_busy": run_pb2.WHEN_BUSY_REJECT}, "INVALID_ARGUMENT"),
+        ({"when_busy": 99}, "INVALID_ARGUMENT"),
+        ({"metadata": {"k": "x" * 5_000}}, "INVALID_ARGUMENT"),
+        ({"attachments": [run_pb2.Attachment(name="f")]}, "INVALID_ARGUMENT"),
+        ({"revision": -1, "prompt": "x"}, "INVALID_ARGUMENT"),
+        ({}, "INVALID_ARGUMENT"),
+    ],
+)
+async def test_r46_a_bad_update_gets_its_reason(fields: dict[str, Any], reason: str) -> None:
+    async with serving() as wire:
+        await queued(wire, "b")
+        assert (await refused(update(wire, "b", **fields))).reason == reason
+        wire.latches.open("l")
+
+
+async def test_r46_a_field_that_the_mask_does_not_name_is_refused() -> None:
+    async with serving() as wire:
+        request = pb.UpdateRunRequest(
+            run_id="b", prompt="x", position=FIRST, update_mask=FieldMask(paths=["position"])
+        )
+        assert (await refused(wire.runs.UpdateRun(request))).fields == ["prompt"]
