@@ -30,8 +30,9 @@ GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1
 GO_MODULE := $(word 2,$(shell head -n 1 gen/go/go.mod))
 
 # The real agents of `make test-agents`, at the versions that docs/acp.md names.
-AGENTS ?= codex-acp opencode qwen-code
+AGENTS ?= codex-acp gemini-cli opencode qwen-code
 AGENT_codex-acp := @zed-industries/codex-acp@0.16.0
+AGENT_gemini-cli := @google/gemini-cli@0.61.0
 AGENT_opencode := opencode-ai@1.18.33
 AGENT_qwen-code := @qwen-code/qwen-code@0.15.10
 
@@ -41,12 +42,15 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 # Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
 # damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
+	tests/a2a/test_races.py \
+	tests/agents/test_form_checks.py \
 	tests/bench \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
 	tests/e2e/test_acp.py \
 	tests/e2e/test_agent_code.py \
 	tests/e2e/test_agent_processes.py \
+	tests/e2e/test_chat.py \
 	tests/e2e/test_histories.py \
 	tests/e2e/test_operate.py \
 	tests/e2e/test_pages.py \
@@ -92,7 +96,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release provenance sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -162,6 +166,9 @@ soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the ser
 restarts: $(READY) ## Restart server and gateway under streams over HTTP, RESTARTS (1000) times each
 	RUNLANE_RESTARTS=$(or $(RESTARTS),1000) $(BIN)/pytest --show-capture=no tests/web/test_streams.py -k r25
 
+a2a-races: $(READY) ## Send and cancel RACES (1000) tasks at once over A2A
+	RUNLANE_A2A_RACES=$(or $(RACES),1000) $(BIN)/pytest --show-capture=no -o timeout=900 tests/a2a/test_races.py
+
 webhooks: $(READY) ## Kill a server that delivers to webhooks, KILLS (200) times; then measure its deliveries
 	RUNLANE_KILLS=$(or $(KILLS),200) $(BIN)/pytest -rA --show-capture=no tests/proofs/webhooks
 
@@ -204,6 +211,9 @@ release: $(READY) ## Prepare the release VERSION: versions, changelog, packages,
 	$(BIN)/python gen/release.py "$(VERSION)" $(if $(MODULE),--module $(MODULE)) $(if $(GROUP),--group $(GROUP))
 	$(MAKE) proto docs packages sbom
 	cd $(PACKAGES) && find . -type f ! -name SHA256SUMS | sort | xargs sha256sum > SHA256SUMS
+
+provenance: ## Write the provenance of the packages of a tagged release, to be signed (docs/releasing.md)
+	$(PYTHON) gen/provenance.py $(PACKAGES)
 
 # Of what the image installs: the exact versions and hashes.
 sbom: $(BUILD_READY) ## Write the bill of materials of the server, as CycloneDX, into dist/packages

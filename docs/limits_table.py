@@ -12,7 +12,7 @@ from pathlib import Path
 from generated import between, main
 
 from runlane_server.access import jwts
-from runlane_server.agents import questions
+from runlane_server.agents import json_parts, questions
 from runlane_server.config.settings import MAX_PROGRESS_INTERVAL, SETTINGS
 from runlane_server.core import artifact, lane, model
 from runlane_server.core import input as asking
@@ -215,7 +215,7 @@ AGENTS = (
     ),
     (
         "JSON of a custom event, of a result, of a step",
-        size(agent_output.MAX_JSON_BYTES),
+        f"{size(agent_output.MAX_JSON_BYTES)}; {json_parts.MAX_JSON_PARTS:,} lists and objects",
         "the run fails with AGENT_ERROR",
     ),
     ("message of an error", f"{agent_output.MAX_ERROR_CHARS:,} characters", "cut"),

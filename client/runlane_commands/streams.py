@@ -7,14 +7,34 @@ the stream. Python then exits with 120 instead of the exit code of the command.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+_UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 def keep_exit_code() -> None:
     """Makes this process end with its own exit code, even if its last output cannot be written."""
     atexit.register(_discard_unwritable)
+
+
+@contextmanager
+def reporting_output(name: str) -> Iterator[None]:
+    """Ends the process with exit code 1 if its output cannot be written, and says why, unless the
+    reader has only left. `name` is that of the command."""
+    try:
+        yield
+    except OSError as error:
+        # An error of a file, unlike that of a stream, has its name.
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        if error.errno != errno.EPIPE:
+            sys.stderr.write(f"{name}: error: the output cannot be written: {error.strerror}\n")
+        sys.exit(1)
 
 
 def discard(stream: TextIO) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from runlane_commands.streams import keep_exit_code
+from runlane_commands.streams import keep_exit_code, reporting_output
 from runlane_server.extras import missing
 
 
@@ -16,7 +16,8 @@ def main() -> None:
             sys.stderr.write(f"runlane-server: error: {line}\n")
             sys.exit(2)
         raise
-    run()
+    with reporting_output("runlane-server"):
+        run()
 
 
 if __name__ == "__main__":

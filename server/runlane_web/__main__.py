@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from runlane_commands.streams import keep_exit_code
+from runlane_commands.streams import keep_exit_code, reporting_output
 from runlane_web.memory import protect_memory
 
 
@@ -29,7 +29,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    web()
+    with reporting_output("runlane-web"):
+        web()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from runlane.metadata import MetadataSource
 from runlane.targets import is_local
 from runlane.wire import Wire
 from runlane_web.a2a_options import a2a_options, make_a2a_door, take_a2a
+from runlane_web.ag_ui_door import AgUiDoor
 from runlane_web.entry import Door
 from runlane_web.gateway import Gateway, Limits
 from runlane_web.guard import Policy, host_names
@@ -251,7 +252,9 @@ def web(**values: object) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     token, is_shown = options.token()
     address = options.address()
-    doors = () if a2a is None else (make_a2a_door(a2a, address, plaintext=options.plaintext),)
+    doors: list[Door] = [AgUiDoor()]
+    if a2a is not None:
+        doors.append(make_a2a_door(a2a, address, plaintext=options.plaintext))
     gateway = options.gateway(token, doors)
 
     def ready(bound: Address) -> None:

@@ -20,6 +20,7 @@ MAX_DEPTH = 32
 MAX_ELEMENTS = 4096
 """Maximum number of members and list elements in a JSON body; that of a message of the server."""
 
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLACE = re.compile(r' at "?[A-Za-z]+\.(?P<path>[\w.\[\]]+)"?\.?')
 _NO_FIELD = re.compile(r'has no field named "(?P<name>[^"]*)"')
@@ -61,6 +62,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """Parses a body as a JSON object; an empty body is an empty one. Raises Refused."""
     if not body.strip():
         return {}
+    _check_count(body)
     try:
         value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
@@ -106,6 +108,15 @@ def _is_unicode(text: str) -> bool:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"is not valid JSON ({name} is no number)")
+
+
+def _check_count(body: bytes) -> None:
+    """Refuses what has far too many elements before it is parsed, which would take long."""
+    if len(body) <= MAX_ELEMENTS:
+        return
+    bare = _STRING.sub(b"", body)
+    if max(bare.count(b","), bare.count(b"[") + bare.count(b"{")) > MAX_ELEMENTS + 1:
+        raise invalid("body", f"has more than {MAX_ELEMENTS} elements")
 
 
 def _check_shape(value: Any) -> None:

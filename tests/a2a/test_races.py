@@ -16,7 +16,7 @@ from runlane_web.gateway import Limits
 from support.a2a_door import A2A, TRANSPORTS, Failed, a2a_door, script
 
 RACES = int(os.environ.get("RUNLANE_A2A_RACES", "60"))
-"""Number of tasks; `make test-proofs` takes 1,000."""
+"""Number of tasks; `make a2a-races` sends 1,000."""
 
 SECONDS = 20 + RACES / 5
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -26,10 +27,13 @@ from mcp.types import (
 )
 
 import runlane
+from runlane.cli.mcp_server.following import MESSAGE
 from runlane.cli.mcp_server.server import build
 from runlane.cli.mcp_server.tasks import IDENTIFIER
+from runlane_server.access import tokens
 from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import resumable
+from runlane_server.config import Config
 from runlane_server.testing import LocalServer
 from support.server import clean_environment
 from support.staging import open_latch, say, script, wait
@@ -133,7 +137,32 @@ async def test_an_assistant_drives_a_server_over_stdio(
         assert said[-1].endswith("completed")
 
 
-async def test_the_token_is_an_option_of_the_command_and_no_argument(server: LocalServer) -> None:
+async def test_the_role_of_the_token_of_the_command_holds_for_the_assistant(tmp_path: Path) -> None:
+    token, token_id, digest = tokens.make()
+    file, access = tmp_path / "token", tmp_path / "access.toml"
+    file.write_text(token)
+    entry = {"name": "ann", "tenant": "acme", "role": "read", "id": token_id, "sha256": digest}
+    lines = [f'{key} = "{value}"' for key, value in entry.items()]
+    access.write_text("\n".join(["[[token]]", *lines]))
+    access.chmod(0o600)
+    config = Config(drain_timeout=0, access=str(access))
+    async with LocalServer("scripted", config=config) as server:
+        command = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "runlane", "-S", server.address, "--token-file", str(file), "mcp"],
+            env=clean_environment(),
+        )
+        async with Assistant(command) as assistant:
+            assert (await call(assistant, "list_runs"))["runs"] == []
+            error = await refused(assistant, "accept_run", session_id="s", prompt="x")
+            assert "PERMISSION_DENIED" in error
+            file.write_text("another")  # the file is read again for each call
+            error = await refused(assistant, "list_runs")
+            assert "UNAUTHENTICATED" in error
+            assert token not in error
+
+
+async def test_no_tool_takes_an_address_or_a_token(server: LocalServer) -> None:
     async with connected(server) as assistant:
         for tool in (await assistant.list_tools()).tools:
             names = set(tool.input_schema["properties"])
@@ -209,6 +238,37 @@ async def test_a_follow_that_is_not_over_says_where_it_goes_on(server: LocalServ
         server.gates.open("end")
         rest = await call(assistant, "follow_run", **more)
         assert (rest["ended"], rest["text"]) == (True, "one two")
+
+
+async def test_a_follow_that_is_given_up_leaves_the_run_alone(server: LocalServer) -> None:
+    async with connected(server) as assistant, server.client() as client:
+        run_id = await accept(assistant, say("one"), wait("go"))
+        following = asyncio.create_task(call(assistant, "follow_run", run_id=run_id))
+        await server.gates.reached("go")
+        following.cancel()
+        await asyncio.wait({following})
+        server.gates.open("go")
+        assert (await client.wait_run(run_id)).state is runlane.RunState.COMPLETED
+        assert (await call(assistant, "show_run", run_id=run_id))["text"] == "one"
+
+
+async def test_progress_of_a_busy_run_comes_in_few_bounded_messages(server: LocalServer) -> None:
+    async with connected(server) as assistant:
+        steps: list[dict[str, Any]] = []
+        for n in range(100):
+            tool = {"id": str(n), "name": "look"}
+            steps.append({"tool_call": {**tool, "arguments": {"at": "x" * 900}}})
+            steps += ({"tool_result": {**tool, "content": "y"}}, say("z" * 500))
+        run_id = await accept(assistant, *steps)
+        said: list[str] = []
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            said.append(message or "")
+
+        await assistant.call_tool("follow_run", {"run_id": run_id}, progress_callback=on_progress)
+        assert len(said) < 60
+        assert max(map(len, said)) <= MESSAGE
+        assert said[-1].endswith("completed")
 
 
 async def test_a_failed_run_is_shown_with_its_reason(server: LocalServer) -> None:
@@ -325,6 +385,28 @@ async def test_an_assistant_may_answer_where_it_is_allowed() -> None:
         assert outcome["text"] == "refused: Friday"
         late = await call(assistant, "answer_input", **answer, **digest, approved=True)
         assert not late["accepted_this_answer"]
+
+
+async def test_a_question_that_is_not_shown_whole_cannot_be_answered() -> None:
+    @resumable
+    async def wordy(turn: Turn) -> AsyncGenerator[str, None]:
+        arguments = {"command": "x" * 2000 + "; rm -rf /"}
+        approval = await turn.ask("Run it?", tool_name="shell", arguments=arguments)
+        yield "done" if approval else "refused"
+
+    async with LocalServer(wordy) as server, connected(server, allow_answers=True) as assistant:
+        accepted = await call(assistant, "accept_run", session_id="s", prompt="go")
+        outcome = await call(assistant, "follow_run", run_id=accepted["run"]["run_id"])
+        (question,) = outcome["input_requests"]
+        assert question["arguments_json"].endswith(" more characters)")
+        error = await refused(
+            assistant,
+            "answer_input",
+            input_request_id=question["input_request_id"],
+            question_digest=question["question_digest"],
+            approved=True,
+        )
+        assert "longer than --max-text" in error
 
 
 # --- Tasks ---------------------------------------------------------------------------------------

@@ -30,11 +30,13 @@ from proofs.lanecheck.commands import (
     live_ids,
     reserve,
     stored,
+    update,
 )
 from proofs.lanecheck.invariants import check_lane
 from proofs.sim.explore import step
 from runlane_server.core.model import CancelScope, Message, Role, WhenBusy
 from runlane_server.core.transition import Lane, Transition
+from runlane_server.core.update import Place
 
 
 class LaneHistory(RuleBasedStateMachine):
@@ -150,6 +152,42 @@ class LaneHistory(RuleBasedStateMachine):
     @rule(data=st.data(), key=st.sampled_from("kl"))
     def expire(self, data: st.DataObject, key: str) -> None:
         self.take(expire(data.draw(st.sampled_from(sorted(live_ids(self.lane)))), key))
+
+    @precondition(lambda self: self.lane.runs)
+    @rule(
+        data=st.data(),
+        edits=st.booleans(),
+        sends=st.sampled_from([None, WhenBusy.QUEUE, WhenBusy.FOLD, WhenBusy.INTERRUPT]),
+        place=st.sampled_from([None, *Place]),
+        late=st.sampled_from([None, 0, 0, -1]),
+        repeated=st.booleans(),
+    )
+    def update(
+        self,
+        data: st.DataObject,
+        sends: WhenBusy | None,
+        place: Place | None,
+        late: int | None,
+        *,
+        edits: bool,
+        repeated: bool,
+    ) -> None:
+        run = data.draw(st.sampled_from(self.lane.runs))
+        anchor = data.draw(st.sampled_from(sorted(live_ids(self.lane))))
+        if sends is WhenBusy.INTERRUPT:
+            place = None
+        revision = None if late is None else run.revision + late - (repeated and late == 0)
+        self.take(
+            update(
+                run.run_id,
+                edits=edits,
+                sends=sends,
+                place=place,
+                anchor=anchor,
+                revision=revision,
+                repeated=repeated and bool(run.last_update),
+            )
+        )
 
     @rule()
     def resume(self) -> None:

@@ -4,8 +4,8 @@
 python tests/deploy/licenses.py FOLDER    exits with 1 if a license is unknown
 
 `make licenses` installs the packages into FOLDER and runs this. It reads what they declare: the
-license expression, else the classifiers, else the text of the license field. A license is known if
-`KNOWN` has it: add one after you have read it.
+license expression, else the classifiers, else the text of the license field, else the beginning of
+their license file. A license is known if `KNOWN` has it: add one after you have read it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ TEXTS = {
 }
 """Spellings that packages write into the license field, and the license it names."""
 
+BEGINNINGS = {"Apache License Version 2.0, January 2004": "Apache-2.0"}
+"""Beginnings of license files, each with the license whose text begins so."""
+
 _LABELS = {"License :: OSI Approved", "License :: DFSG approved"}
 """Classifiers that name no license."""
 
@@ -74,7 +77,15 @@ def licenses_of(found: Distribution) -> tuple[str, ...]:
     if classifiers:
         return tuple(classifiers)
     text = metadata["License"].strip().splitlines() if "License" in metadata else []
-    return (TEXTS.get(text[0], text[0]),) if text else ()
+    return (TEXTS.get(text[0], text[0]),) if text else _by_its_text(found)
+
+
+def _by_its_text(found: Distribution) -> tuple[str, ...]:
+    """The license whose text a package has; empty if it has none that is known."""
+    files = [file for file in found.files or () if file.name.upper().startswith("LICENSE")]
+    texts = [" ".join(file.read_text().split()) for file in files]
+    named = {name for each, name in BEGINNINGS.items() for text in texts if text.startswith(each)}
+    return tuple(sorted(named))
 
 
 def names(constraints: Path) -> Iterator[str]:

@@ -42,6 +42,25 @@ def test_the_license_is_read_from_what_the_package_declares(
     assert declared_by(tmp_path, *lines) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\n    Apache License\n  Version 2.0, January 2004\n http://...", ("Apache-2.0",)),
+        ("You may look at this, but not touch it.", ()),
+    ],
+)
+def test_the_license_of_a_package_that_declares_none_is_read_from_its_text(
+    tmp_path: Path, text: str, expected: tuple[str, ...]
+) -> None:
+    info = tmp_path / "some-1.0.dist-info"
+    (info / "licenses").mkdir(parents=True)
+    (info / "licenses" / "LICENSE").write_text(text)
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: some\nVersion: 1.0\n")
+    (info / "RECORD").write_text("some-1.0.dist-info/licenses/LICENSE,,\n")
+    (found,) = distributions(path=[str(tmp_path)])
+    assert licenses.licenses_of(found) == expected
+
+
 def test_packages_without_a_known_license_fail_the_check(tmp_path: Path) -> None:
     declared_by(tmp_path, "License-Expression: MIT AND Unheard-1.0", name="click")
     checked = subprocess.run(

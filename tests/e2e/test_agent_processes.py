@@ -20,7 +20,10 @@ from runlane import (
     RunComplete,
     RunHandle,
     RunState,
+    Started,
     TextDelta,
+    ToolCall,
+    ToolResult,
     WhenBusy,
 )
 from support.processes import is_running, wait_for_exit
@@ -88,6 +91,25 @@ async def answer(turn):
                 yield f"and {one.prompt.text}"
         case _:
             yield turn.prompt.text
+
+from pydantic_ai import Agent
+from pydantic_ai.models.function import DeltaToolCall, FunctionModel
+
+async def think(messages, _):
+    if any(part.part_kind == "tool-return" for message in messages for part in message.parts):
+        yield "All done."
+        return
+    yield "Let me delete it. "
+    yield {0: DeltaToolCall("delete", '{"path": "a"}', tool_call_id="call-1")}
+    yield {1: DeltaToolCall("delete", '{"path": "b"}', tool_call_id="call-2")}
+
+careful = Agent(FunctionModel(stream_function=think))
+
+@careful.tool_plain(requires_approval=True)
+def delete(path: str) -> str:
+    with open("deleted-files", "a") as file:
+        file.write(path)
+    return f"deleted {path} in {os.getpid()}"
 
 def build():
     with open("built", "a") as file:
@@ -349,3 +371,31 @@ async def test_r42_a_cancel_ends_a_run_that_waits_outside_its_process(tmp_path: 
         assert (await run.completed(SECONDS)).state is RunState.CANCELLED
         with pytest.raises(InputClosed):
             await client.answer_input(request, "too late")
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+async def test_r44_approvals_of_tools_continue_the_same_attempt_in_another_process(
+    tmp_path: Path, processes: int
+) -> None:
+    flags = ("--agent", "mine:careful")
+    async with _serving(tmp_path, *flags, "--agent-processes", str(processes)) as (_, client):
+        run = await _accept(client, "delete them", max_attempts=1)
+        request = await requested(client, run.run_id)
+        assert (request.tool_name, request.arguments_json) == ("delete", '{"path": "a"}')
+        asked = [one async for one in client.list_input_requests(run_id=run.run_id)]
+        for one in asked:
+            await client.answer_input(one, "a" in one.arguments_json.split('"')[3])
+        end = await run.completed(SECONDS)
+        assert (end.text, end.error, end.attempt) == ("All done.", None, 1)
+        assert (tmp_path / "deleted-files").read_text() == "a"
+        bodies = [event.body async for event in client.subscribe_run(run.run_id)]
+        # What it has emitted before the question stays, once and in order.
+        told = [it for it in bodies if isinstance(it, TextDelta | ToolCall | ToolResult)]
+        assert "".join(it.text for it in told if isinstance(it, TextDelta)) == (
+            "Let me delete it. All done."
+        )
+        assert [it.tool_call_id for it in told if isinstance(it, ToolCall)] == ["call-1", "call-2"]
+        results = {it.tool_call_id: it.content for it in told if isinstance(it, ToolResult)}
+        assert results["call-1"].startswith("deleted a in ")
+        assert results["call-2"] == "The tool call was denied."
+        assert len([it for it in bodies if isinstance(it, Started)]) == 1

@@ -249,6 +249,27 @@ async def test_a_unix_socket_works_again_after_a_crash(tmp_path: Path) -> None:
         await server.kill()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("module", ["runlane_server", "runlane_web"])
+def test_output_that_cannot_be_written_is_one_line(module: str, unbuffered: str) -> None:
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", module, "--help"]
+    name = module.replace("_", "-")
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=env, text=True, check=False
+        )
+    problem = "the output cannot be written: No space left on device"
+    assert (ended.returncode, ended.stderr) == (1, f"{name}: error: {problem}\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as left:
+        ended = subprocess.run(
+            command, stdout=left, stderr=subprocess.PIPE, env=env, text=True, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 @pytest.mark.parametrize("log", ["nobody reads it", "the disk is full"])
 async def test_a_server_works_with_an_unwritable_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str

@@ -428,6 +428,19 @@ async def test_a_message_that_breaks_the_rules_ends_the_call(
             assert field in await worker.details()
 
 
+async def test_a_worker_of_the_network_has_no_checkpoint(
+    server: ServerProcess, client: Client
+) -> None:
+    # Another worker might not know how to continue from it.
+    await accept(client, "s", "hello", max_attempts=1)
+    async with RawWorker(server.address) as worker:
+        assert (await worker.turn()).checkpoint == ""
+        question = pb.Question(key="k", text="well?")
+        await worker.send(ask=pb.WorkRequest.Ask(questions=[question], checkpoint="here"))
+        assert await worker.end() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "ask.checkpoint" in await worker.details()
+
+
 async def test_a_request_without_a_turn_ends_the_call(server: ServerProcess) -> None:
     question = pb.Question(key="k", text="x")
     messages: dict[str, Any] = {

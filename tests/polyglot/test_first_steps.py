@@ -45,6 +45,7 @@ class Page:
 
 PAGES = (
     Page("go", ("go",), (GO,)),
+    Page("worker", ("go",), (GO,)),
     Page("typescript", ("typescript",), LANGUAGES["typescript"].tools),
     Page("subscriber", ("python",)),
     Page("harness", ("python", "go"), (GO,)),

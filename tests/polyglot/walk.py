@@ -44,7 +44,7 @@ SERVER = re.compile(
 
 WATCHER = re.compile(
     r"python subscriber\.py \S+|python receiver\.py|grpcurl .*/SubscribeRunComplete"
-    r"|runlane (?:watch|worker) .*"
+    r"|runlane (?:watch|worker) .*|\./worker"
 )
 """Commands that print until Ctrl-C."""
 

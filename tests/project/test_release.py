@@ -12,10 +12,23 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-NAMES = ("gen", "examples/go", "proto", "pyproject.toml", "deploy", "docs/deploy.md")
+NAMES = (
+    "gen",
+    "examples/go",
+    "examples/java-worker",
+    "proto",
+    "pyproject.toml",
+    "deploy",
+    "docs/deploy.md",
+)
 CHANGELOG = "# Changelog\n\n## Unreleased\n\n### Added\n\n- A lane.\n"
 MANIFESTS = (
-    *("gen/ts/package.json", "gen/rust/Cargo.toml", "gen/java/pom.xml"),
+    *(
+        "gen/ts/package.json",
+        "gen/rust/Cargo.toml",
+        "gen/java/pom.xml",
+        "examples/java-worker/pom.xml",
+    ),
     *("deploy/helm/Chart.yaml", "deploy/compose.yaml", "deploy/kubernetes/kustomization.yaml"),
     "docs/deploy.md",
 )

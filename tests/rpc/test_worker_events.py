@@ -14,12 +14,14 @@ import pytest
 from runlane.v1 import run_pb2
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane_server.agents.base import AgentError, Artifact, Custom, Result
+from runlane_server.agents.json_parts import MAX_JSON_PARTS, TOO_MANY_PARTS
 from runlane_server.agents.worker.turn import JsonText, KeptStep
+from runlane_server.core.model import ToolCall
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_output import MAX_JSON_BYTES, ReportCheck
 from runlane_server.rpc import worker_events
 
-MANY_LISTS = "[" + ",".join(["[]"] * 300_000) + "]"
+MANY_LISTS = "[" + ",".join(["[]"] * (MAX_JSON_PARTS - 1)) + "]"
 """A value whose making would begin hundreds of garbage collections."""
 
 
@@ -113,11 +115,36 @@ async def test_json_is_stored_strict_and_compact(text: str) -> None:
     assert {type(one) for one in stored} == {str}
 
 
-@pytest.mark.parametrize("text", ["", "[", "NaN", "-Infinity", "1e999", "[" * 100_000, "1" * 5000])
+@pytest.mark.parametrize("text", ["", "[", "NaN", "-Infinity", "1e999", "[" * 60_000, "1" * 5000])
 async def test_text_that_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(AgentError, match=r"result of a step is no JSON value"):
         await worker_events.events(emit(step(text)))
     assert gc.isenabled()
+
+
+async def test_json_that_is_too_large_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(json, "loads", None)  # calling it would raise another error
+    with pytest.raises(AgentError, match=f"{MAX_JSON_BYTES} is the limit"):
+        await worker_events.events(emit(step(" " * MAX_JSON_BYTES + "1")))
+    for field in ("arguments_json", "schema_json", "default_json"):
+        question = pb.Question(key="k")
+        setattr(question, field, " " * (256 << 10) + "1")
+        ask = pb.WorkRequest.Ask(questions=[question])
+        with pytest.raises(AgentError, match=f"{256 << 10} is the limit") as raised:
+            worker_events.questions(ask)
+        assert raised.value.reason == "QUESTION_INVALID"
+
+
+async def test_json_of_very_many_lists_is_refused_before_it_is_parsed() -> None:
+    nested = "[" + "[]," * (MAX_JSON_PARTS - 1) + '"' + "[" * MAX_JSON_PARTS + '\\"["]'
+    assert await worker_events.events(emit(step(nested)))
+    with pytest.raises(AgentError, match=TOO_MANY_PARTS):
+        await worker_events.events(emit(step("[[]," + nested[1:])))
+    arguments = ToolCall("c", "tool", '{"a": ' + nested + "}")
+    with pytest.raises(InvalidAgentEvent, match=TOO_MANY_PARTS):
+        ReportCheck().event(arguments)
 
 
 def test_json_of_workers_has_the_limit_of_all_json() -> None:

@@ -69,7 +69,7 @@ class LocalDurableTurn(LocalTurn):
         """A large result."""
         return "1" * (1 << 20)
 
-    async def park(self, questions: Sequence[Asked]) -> bool:
+    async def park(self, questions: Sequence[Asked], checkpoint: str = "") -> bool:
         """Nothing is answered."""
         return True
 

@@ -183,6 +183,76 @@ async def test_r18_one_waiting_run_is_cancelled_and_the_active_one_continues(
         assert await here.state(first) == "RUN_STATE_COMPLETED"
 
 
+async def queue_of(here: World, *prompts: str) -> Locator:
+    """A session whose active run waits, with runs behind it; their rows in the console."""
+    await here.accept("s", json.dumps(STEPS))
+    for prompt in prompts:
+        await here.accept("s", json.dumps([{"text": prompt}]))
+    await here.tab.open("#/sessions/s")
+    rows = here.page.locator(".queue li")
+    await expect(rows).to_contain_text(list(prompts))
+    return rows
+
+
+async def test_r47_waiting_runs_are_moved_by_keyboard_and_by_mouse(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    async with world(chromium, tmp_path) as here:
+        rows = await queue_of(here, "two", "three", "four")
+        await here.button("Move up run 4").focus()
+        await here.page.keyboard.press("Enter")
+        await expect(rows).to_contain_text(["two", "four", "three"])
+        # The focus stays on the row that was moved.
+        await expect(here.button("Move up run 4")).to_be_focused()
+        await here.page.keyboard.press("Enter")
+        await expect(rows).to_contain_text(["four", "two", "three"])
+        # Its first control is disabled now.
+        await expect(here.button("Move down run 4")).to_be_focused()
+        await here.button("Move down run 2").click()
+        await expect(rows).to_contain_text(["four", "three", "two"])
+        await rows.nth(2).drag_to(rows.nth(0))
+        await expect(rows).to_contain_text(["two", "four", "three"])
+        await expect(here.button("Move up run 2")).to_be_disabled()
+        await expect(here.button("Move down run 3")).to_be_disabled()
+
+
+async def test_r46_a_waiting_run_is_edited_and_another_edit_is_not_overwritten(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    async with world(chromium, tmp_path) as here:
+        rows = await queue_of(here, "two")
+        await here.button("Edit run 2").click()
+        box = here.page.get_by_label("Prompt of run 2")
+        await expect(box).to_be_focused()
+        await box.fill(json.dumps([{"text": "new"}]))
+        await here.page.keyboard.press("Control+Enter")
+        await expect(rows).to_contain_text(["new"])
+        await expect(box).to_be_hidden()
+        await here.button("Edit run 2").click()
+        run_id = (await here.page.locator(".queue a").get_attribute("href") or "").split("/")[-1]
+        body = {"prompt": json.dumps([{"text": "theirs"}]), "updateMask": "prompt"}
+        got = await here.door.http.patch(f"/v1/runs/{run_id}", json=body)
+        assert got.status_code == 200, got.text
+        await box.fill("mine")
+        await here.button("Save").click()
+        await expect(here.page.get_by_role("alert")).to_contain_text("revision")
+        await here.page.keyboard.press("Escape")
+        await expect(rows).to_contain_text(["theirs"])
+
+
+async def test_r46_a_waiting_run_is_sent_now(chromium: Browser, tmp_path: Path) -> None:
+    async with world(chromium, tmp_path) as here:
+        rows = await queue_of(here, "two", "three")
+        await here.button("Fold into the active turn run 2").click()
+        await expect(rows.nth(0)).to_contain_text("fold")
+        await here.button("Interrupt the active run with run 3").click()
+        said = here.page.locator("article.agent").filter(has_text="three")
+        await expect(said).to_be_visible()
+        got = await here.door.http.get("/v1/sessions/s/runs")
+        states = {run["acceptSeq"]: run["state"] for run in got.json()["runs"]}
+        assert states["1"] == "RUN_STATE_CANCELLED"
+
+
 async def test_two_tabs_see_the_same_session(chromium: Browser, tmp_path: Path) -> None:
     async with world(chromium, tmp_path) as here, tab(chromium, here.door) as other:
         await here.accept("s", json.dumps(STEPS))

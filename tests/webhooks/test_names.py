@@ -163,6 +163,29 @@ async def test_a_name_that_cannot_be_resolved_fails_the_delivery(
     sender.close()
 
 
+async def test_r55_a_connection_goes_to_the_address_that_was_checked(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that resolves to another address a moment later gains nothing by it."""
+    found = iter(("127.0.0.1", "127.0.0.2", "127.0.0.3"))
+
+    def rebinding(host: str, port: Any, **more: Any) -> Any:
+        if host != "rebinds.example":
+            return servers.look_up(host, port, **more)
+        servers.asked.append(host)
+        return REAL(next(found), port, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    sender = Sender(LOCAL)
+    async with endpoint() as served:  # on 127.0.0.1 only
+        url = f"http://rebinds.example:{served.port}/"
+        message = b'{"type": "x", "data": {}}'
+        for _ in range(2):  # the second one over the same connection
+            assert (await sender.post(url, {}, message, tenant="t")).status == 200
+    assert servers.asked == ["rebinds.example"]
+    sender.close()
+
+
 async def test_r55_busy_name_resolution_is_no_failure_of_the_endpoint(
     servers: NameServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,4 +37,4 @@ def _missing_dependency(error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError):
         return ""
     package = (error.name or "").partition(".")[0]
-    return package if package in {"click", "prometheus_client", "rich"} else ""
+    return package if package in {"click", "prometheus_client", "prompt_toolkit", "rich"} else ""

@@ -232,14 +232,14 @@ async def ask_on_terminal(request: InputRequest) -> Answer | None:
     """Asks for the answer at the terminal; None for an empty line or the end of the input."""
     prompts = {InputKind.APPROVAL: "approve? [y/n] ", InputKind.FORM: "JSON object: "}
     while line := await _read_line(prompts.get(request.kind, "answer: ")):
-        given = _read(request, line)
+        given = read_answer(request, line)
         if given is not None:
             return given
     stderr_console().print("not answered", style="dim")
     return None
 
 
-def _read(request: InputRequest, line: str) -> Answer | None:
+def read_answer(request: InputRequest, line: str) -> Answer | None:
     """The answer in a line; None if it is not one."""
     match request.kind:
         case InputKind.APPROVAL:

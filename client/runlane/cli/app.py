@@ -11,6 +11,7 @@ from runlane.cli import queue_edits  # noqa: F401 - adds its commands to `queue`
 from runlane.cli.agents import agents
 from runlane.cli.answer import answer
 from runlane.cli.cancel import cancel
+from runlane.cli.chat.command import chat
 from runlane.cli.command import Group
 from runlane.cli.connection import Settings, options
 from runlane.cli.follow import follow
@@ -58,7 +59,7 @@ def runlane(context: click.Context, /, **settings: Any) -> None:
 
 
 for command in (
-    *(run, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages, agents),
-    *(fork, status, webhooks, worker, mcp),
+    *(run, chat, cancel, watch, follow, top, runs, queue, show, wait, answer, sessions, messages),
+    *(agents, fork, status, webhooks, worker, mcp),
 ):
     runlane.add_command(command)

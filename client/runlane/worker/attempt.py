@@ -55,15 +55,14 @@ class Attempt:
         self, given: pb.WorkResponse.Turn, function: AgentFunction, wake: Callable[[], None]
     ) -> None:
         self.given = given
-        self.acknowledged = 0
+        self.acknowledged = given.stored
         self.is_over = False
         """Whether the server has confirmed the end, or has taken the attempt away."""
         self._wake = wake
         self._window = max(1, given.window)
         self._waiting: deque[pb.Event] = deque()
         self._bytes = 0
-        self._sent = 0
-        self._ever_sent = 0
+        self._sent = self._ever_sent = given.stored
         self._is_connected = False
         self._is_announced = False
         self._room = asyncio.Event()
@@ -237,6 +236,12 @@ class Attempt:
         ask = pb.WorkRequest.Ask(questions=[question])
         answer = await self._requests.ask(f"ask {question.key}", pb.WorkRequest(ask=ask))
         return value_of(question, answer)
+
+    async def leave(self, questions: Sequence[pb.Question], checkpoint: str) -> None:
+        """Asks people, and ends here unless all is answered; the attempt continues from the
+        `checkpoint`, which only processes of the server can do."""
+        ask = pb.WorkRequest.Ask(questions=questions, checkpoint=checkpoint)
+        await self._requests.ask(f"ask {questions[0].key}", pb.WorkRequest(ask=ask))
 
     # --- The connection -----------------------------------------------------------------------
 

@@ -75,9 +75,10 @@ class Requests:
         unsent = [one for one in self._open.values() if not one.is_sent]
         if not unsent:
             return None
-        if unsent[0].message.WhichOneof("message") != "ask":
+        first = unsent[0].message
+        if first.WhichOneof("message") != "ask" or first.ask.checkpoint:
             unsent[0].is_sent = True
-            return unsent[0].message
+            return first
         questions: list[pb.Question] = []
         size = 0
         for one in unsent:

@@ -38,6 +38,9 @@ class Calls(Protocol):
     async def ask(self, question: pb.Question) -> object:
         """Asks people."""
 
+    async def leave(self, questions: Sequence[pb.Question], checkpoint: str) -> None:
+        """Asks people, and ends the attempt here, which continues from the checkpoint."""
+
 
 class Turn:
     """The input of an agent: one turn of a session's transcript.
@@ -68,8 +71,10 @@ class Turn:
         self.deadline: datetime | None = (
             given.deadline.ToDatetime(UTC) if given.HasField("deadline") else None
         )
+        # For agents of the server in processes of their own.
+        self.checkpoint = given.checkpoint
+        self.calls = self._calls = calls
         self.origin = origin(given.origin) if given.HasField("origin") else None
-        self._calls = calls
         self._working: set[str] = set()
         self._questions = Questions()
 

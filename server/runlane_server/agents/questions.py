@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
-from referencing import Registry
-
 from runlane_server.agents.base import AgentError, Approval
-from runlane_server.core.errors import AnswerInvalid, Violation
+from runlane_server.agents.form_checks import FORMS, CheckFailed
+from runlane_server.core.errors import AnswerInvalid, RunlaneError, Violation
 from runlane_server.core.input import Answer, InputKind, Question
 from runlane_server.core.model import clean_text, utf8_size
 
@@ -34,7 +31,6 @@ MAX_CHOICE_BYTES = 1 << 10
 MAX_KEY_BYTES = 128
 MAX_NAME_BYTES = 1 << 10
 MAX_TIMEOUT_DAYS = 3650
-MAX_VIOLATIONS = 20
 
 INVALID = "QUESTION_INVALID"
 """Reason of a run that failed because its agent asked what nobody can answer."""
@@ -57,6 +53,8 @@ class Asked(NamedTuple):
 
 def question_of(asked: Asked, *, repeated: int = 0) -> Question:
     """The question of an agent. Raises AgentError, with reason QUESTION_INVALID.
+
+    `check_question` checks its schema and its default.
 
     Without a key it gets one that is the same in each attempt that asks the same; `repeated` counts
     the equal questions before it.
@@ -117,26 +115,7 @@ def _schema(schema: Mapping[str, Json] | None) -> str:
     text = _json("schema", schema)
     if utf8_size(text) > MAX_QUESTION_BYTES:
         raise _invalid(f"schema has {utf8_size(text)} bytes; {MAX_QUESTION_BYTES} is the limit")
-    try:
-        Draft202012Validator.check_schema(json.loads(text))
-    except (SchemaError, RecursionError) as error:
-        reason = getattr(error, "message", "it is nested too deeply")
-        raise _invalid(f"schema is no JSON Schema: {reason}") from error
-    for reference in _references(json.loads(text)):
-        if not reference.startswith("#"):
-            raise _invalid(f"schema refers to {reference!r}; only its own parts are possible")
     return text
-
-
-def _references(schema: Json) -> Iterator[str]:
-    if isinstance(schema, Mapping):
-        for name, value in schema.items():
-            if name in {"$ref", "$dynamicRef"} and isinstance(value, str):
-                yield value
-            yield from _references(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            yield from _references(value)
 
 
 def _timeout(seconds: object) -> int | None:
@@ -157,17 +136,28 @@ def _default(asked: Asked, question: Question) -> str | None:
         value = {"approved": value}
     text = _json("default", value)
     _limit("default", text, MAX_DEFAULT_BYTES)
+    return text
+
+
+async def check_question(question: Question, tenant: str) -> None:
+    """Checks what takes time: the schema, and the default answer. Raises AgentError."""
     try:
-        check_answer(question, text)
+        if question.schema_json:
+            problem = await FORMS.schema_problem(tenant, question.schema_json)
+            if problem:
+                raise _invalid(problem)
+        if question.default_json is not None:
+            await check_answer(question, question.default_json, tenant)
+    except CheckFailed as error:
+        raise _invalid(f"schema {error}") from error
     except AnswerInvalid as error:
         raise _invalid(f"default is no answer: {error.message}") from error
-    return text
 
 
 # --- Answers ------------------------------------------------------------------------------------
 
 
-def check_answer(question: Question, value_json: str) -> None:
+async def check_answer(question: Question, value_json: str, tenant: str) -> None:
     """Raises AnswerInvalid if the value does not answer the question."""
     if utf8_size(value_json) > MAX_ANSWER_BYTES:
         size = utf8_size(value_json)
@@ -186,7 +176,7 @@ def check_answer(question: Question, value_json: str) -> None:
         case InputKind.APPROVAL if not _is_approval(value):
             raise AnswerInvalid.of("answer.approval", "must be an approval")
         case InputKind.FORM:
-            _check_form(question, value)
+            await _check_form(question, value_json, tenant)
         case _:
             pass
 
@@ -196,21 +186,20 @@ def _is_approval(value: Json) -> bool:
     return isinstance(arguments, dict) and isinstance(value.get("approved"), bool)
 
 
-def _check_form(question: Question, value: Json) -> None:
-    validator = Draft202012Validator(json.loads(question.schema_json), registry=Registry())
-    violations: list[Violation] = []
+async def _check_form(question: Question, value_json: str, tenant: str) -> None:
     try:
-        for error in validator.iter_errors(value):
-            path = "".join(f"[{json.dumps(part)}]" for part in error.absolute_path)
-            violations.append(Violation(f"answer.form{path}"[:500], error.message[:500]))
-            if len(violations) >= MAX_VIOLATIONS:
-                break
+        found = await FORMS.violations(tenant, question.schema_json, value_json)
+    except RunlaneError:
+        raise
+    except CheckFailed as error:
+        raise AnswerInvalid.of("answer.form", f"the schema {error}") from error
     except Exception as error:  # a schema of an agent may break its own validation
         problem = f"cannot be checked by the schema: {type(error).__name__}"
         raise AnswerInvalid.of("answer.form", problem) from error
-    if violations:
-        message = "; ".join(f"{wrong.field}: {wrong.description}" for wrong in violations)
-        raise AnswerInvalid(message, violations=violations)
+    if found:
+        wrong = [Violation(f"answer.form{path}", text) for path, text in found]
+        message = "; ".join(f"{one.field}: {one.description}" for one in wrong)
+        raise AnswerInvalid(message, violations=wrong)
 
 
 def value_of(question: Question, answer: Answer) -> Json:

@@ -16,6 +16,7 @@ from dataclasses import fields
 import structlog
 
 from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
+from runlane_server.agents.json_parts import TOO_MANY_PARTS, has_too_many_parts
 from runlane_server.agents.worker.turn import JsonText
 from runlane_server.core.artifact import MAX_ARTIFACT_BYTES, ArtifactKind, ArtifactPiece
 from runlane_server.core.errors import RunlaneError
@@ -185,6 +186,8 @@ def _tool_call(call: ToolCall) -> ToolCall:
     arguments = clean_text(_text("ToolCall.arguments_json", call.arguments_json))
     if utf8_size(arguments) > MAX_TOOL_BYTES:
         raise InvalidAgentEvent(f"the arguments of {name!r} are larger than 1 MiB")
+    if has_too_many_parts(arguments):
+        raise InvalidAgentEvent(f"the arguments of {name!r} have {TOO_MANY_PARTS}")
     return ToolCall(
         _call_id("ToolCall.tool_call_id", call.tool_call_id), name, _json_object(arguments)
     )

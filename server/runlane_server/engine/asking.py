@@ -11,7 +11,7 @@ import structlog
 from uuid_utils import uuid7
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.questions import Asked, question_of, value_of
+from runlane_server.agents.questions import Asked, check_question, question_of, value_of
 from runlane_server.core.errors import InputLimit, StoreUnavailable
 from runlane_server.core.input import (
     MAX_INPUTS,
@@ -135,7 +135,7 @@ class Asking:
 
     async def ask(self, asked: Asked) -> Any:
         """Asks a question, and waits for its answer. Raises AgentError."""
-        question = self.question(asked)
+        question = await self.question(asked)
         async with self._lock:
             found = await self._find(question.key)
             if found is None or found.state is InputState.OPEN:
@@ -152,21 +152,23 @@ class Asking:
             # The run goes on with this request open: it was asked by an earlier attempt only.
             await asyncio.sleep(RETRY_PAUSE)
 
-    def question(self, asked: Asked) -> Question:
+    async def question(self, asked: Asked) -> Question:
         """The question, with its key. Raises AgentError."""
-        first = question_of(asked)
-        if asked.key:
-            return first
-        repeated = self._repeated[first.key]
-        self._repeated[first.key] += 1
-        return question_of(asked, repeated=repeated) if repeated else first
+        question = question_of(asked)
+        if not asked.key:
+            repeated = self._repeated[question.key]
+            self._repeated[question.key] += 1
+            if repeated:
+                question = question_of(asked, repeated=repeated)
+        await check_question(question, self._job.key.tenant)
+        return question
 
     async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
         """Asks when the agent returns; returns whether anything is not answered yet (R44).
 
         An agent that leaves without a checkpoint starts again, as another attempt.
         """
-        made = [self.question(one) for one in questions]
+        made = [await self.question(one) for one in questions]
         found = [await self._find(one.key) for one in made]
         left = [
             one

@@ -59,7 +59,7 @@ class Inputs:
             if kind not in {None, found.question.kind}:
                 problem = f"is for a question of kind {kind}; this one is {found.question.kind}"
                 raise AnswerInvalid.of("answer", problem)
-            check_answer(found.question, given.value_json)
+            await check_answer(found.question, given.value_json, tenant)
             if await self._post(tenant, found, given):
                 log.info("input answered", run_id=found.run_id, answered_by=given.by)
                 return await self._get(tenant, input_request_id), True

@@ -382,8 +382,8 @@ class Outbox:
             await asyncio.sleep(RETRY_PAUSE)
             if await self._is_stored(batch[-1]):
                 break
-        # Only stored events count: the end of the run is numbered after them. A lane that was
-        # loaded meanwhile may have counted them already.
+        # Only stored events count: the end of the run is numbered after them. A lane that was read
+        # meanwhile may have counted them already.
         self.events = max(self.events, batch[-1].index)
         self.stored += len(batch)
         if self._on_stored is not None:

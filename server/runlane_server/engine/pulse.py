@@ -18,7 +18,7 @@ from runlane_server.store.batching import SAMPLE, position_between
 MAX_WAIT = 0.030
 """The longest wait in seconds. Nobody who reads along notices it."""
 
-IDLE, BUSY = 0.05, 0.45
+IDLE, BUSY = 0.05, 0.25
 """Busy shares of the event loop. Up to the first nothing waits; from the second the wait is
 longest. Both are far below those of the store's writer, for whom callers wait: nobody waits for a
 word, and a commit for each one costs more than the rest of its way."""

@@ -69,8 +69,10 @@ class WorkerTurn(AgentTurn):
             await self._outbox.flush()
         return found
 
-    async def park(self, questions: Sequence[Asked]) -> bool:
+    async def park(self, questions: Sequence[Asked], checkpoint: str = "") -> bool:
         """Makes the run wait for people, unless all is answered."""
+        if checkpoint:
+            return await self.ask_and_leave(questions, checkpoint)
         return await self._asking.begin_to_leave(questions, checkpoint="")
 
     async def answered(self, key: str) -> InputRequest:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +17,8 @@ from runlane import types as wire
 from runlane.wire import Wire
 from runlane.worker import Turn, Worker
 from runlane.worker import events as sdk
+from runlane.worker.questions import Questions
+from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane_server.agents.base import (
     Agent,
     AgentError,
@@ -26,6 +30,7 @@ from runlane_server.agents.base import (
     Result,
 )
 from runlane_server.agents.processes.protocol import SECRET_KEY
+from runlane_server.agents.questions import Asked
 from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     Attachment,
@@ -46,11 +51,6 @@ from runlane_server.core.model import (
 from runlane_server.core.turn import InvalidAgentEvent
 from runlane_server.engine.agent_code import EXITS, AgentCode
 from runlane_server.engine.agent_output import ReportCheck, describe, run_error
-
-_NOT_HERE = (
-    "an agent in a process of its own cannot continue from a checkpoint, as pydantic-ai does after"
-    " an approval; start the server with --agent-processes 0"
-)
 
 _NEVER = (1 << 31) - 1
 
@@ -149,6 +149,27 @@ class _Execution:
         return event
 
 
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """The checkpoint of the agent, and what it has asked: the kind of an answer follows from it."""
+
+    of_agent: str
+    questions: Sequence[pb.Question]
+
+    def to_json(self) -> str:
+        """All of it as text."""
+        asked = [base64.b64encode(one.SerializeToString()).decode() for one in self.questions]
+        return json.dumps([self.of_agent, asked])
+
+    @classmethod
+    def from_json(cls, text: str) -> _Checkpoint:
+        """Reads what `to_json` wrote; of a turn that begins there is nothing."""
+        if not text:
+            return cls("", ())
+        of_agent, asked = json.loads(text)
+        return cls(of_agent, [pb.Question.FromString(base64.b64decode(one)) for one in asked])
+
+
 def _is_stopped() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
@@ -169,6 +190,10 @@ class _WorkerTurn:
         self.deadline: datetime | None = turn.deadline
         self._turn = turn
         self._emit_event = emit
+        self._calls, self._questions = turn.calls, Questions()
+        kept = _Checkpoint.from_json(turn.checkpoint)
+        self.checkpoint = kept.of_agent
+        self._left = {one.key: one for one in kept.questions}
 
     async def history(self) -> Sequence[Message]:
         """The transcript before this turn."""
@@ -185,20 +210,24 @@ class _WorkerTurn:
         folded = await self._turn.take_folded()
         return [FoldedPrompt(one.run_id, _prompt(one.prompt)) for one in folded]
 
-    checkpoint = ""
-
     async def ask(self, text: str, **how: Any) -> Any:
         """Asks people. Without an answer the run leaves this process, and starts again in any of
         the agent's once it has one (R44)."""
         return await self._turn.ask(text, **how)
 
-    async def ask_and_leave(self, *_: Any) -> bool:
-        """Raises AgentError."""
-        raise AgentError(_NOT_HERE)
+    async def ask_and_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
+        """Asks people. Without an answer the run leaves this process; another one continues it
+        from the checkpoint."""
+        asked = [self._questions.question(**one._asdict()) for one in questions]
+        await self._calls.leave(asked, _Checkpoint(checkpoint, asked).to_json())
+        self._left = {one.key: one for one in asked}
+        return False
 
     async def answer_to(self, key: str) -> Any:
-        """Raises AgentError."""
-        raise AgentError(_NOT_HERE)
+        """The answer to a question that the agent has left with. Raises AgentError."""
+        if key not in self._left:
+            raise AgentError(f"nothing was asked with the key {key!r}")
+        return await self._calls.ask(self._left[key])
 
     async def step(self, key: str, work: Callable[[], Any]) -> Any:
         """Does the work of a step unless its result is stored."""

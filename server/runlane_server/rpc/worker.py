@@ -151,7 +151,7 @@ class _Stream:
             case "get_history":
                 await slot.send_history()
             case "ask":
-                await slot.ask(worker_events.questions(request.ask))
+                await slot.ask(worker_events.questions(request.ask), request.ask.checkpoint)
             case "find_step":
                 await slot.find_step(worker_events.step_key(request.find_step))
             case _:

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from runlane.v1 import run_pb2
 from runlane.worker.v1 import worker_service_pb2 as pb
 from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
-from runlane_server.agents.questions import INVALID, Asked
+from runlane_server.agents.json_parts import TOO_MANY_PARTS, has_too_many_parts
+from runlane_server.agents.questions import INVALID, MAX_QUESTION_BYTES, Asked
 from runlane_server.agents.worker.turn import Emitted, JsonText, KeptStep
 from runlane_server.core.input import MAX_OPEN_INPUTS
 from runlane_server.core.model import (
@@ -28,6 +29,7 @@ from runlane_server.core.model import (
     Usage,
     clean_text,
 )
+from runlane_server.engine.agent_output import MAX_JSON_BYTES
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import MAX_ID_BYTES, Checks
 
@@ -119,7 +121,7 @@ def _artifact(sent: run_pb2.Artifact) -> Artifact:
 def _json(field: str, text: str) -> JsonText:
     """A text as strict JSON. Raises AgentError."""
     with _uncollected():
-        value = _value(field, text)
+        value = _value(field, text, MAX_JSON_BYTES)
         try:
             written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (ValueError, RecursionError) as error:
@@ -128,8 +130,16 @@ def _json(field: str, text: str) -> JsonText:
     return JsonText(clean_text(written))
 
 
-def _value(field: str, text: str, reason: str = "AGENT_ERROR") -> Any:
-    """The value of a text in JSON. Raises AgentError."""
+def _value(field: str, text: str, limit: int, reason: str = "AGENT_ERROR") -> Any:
+    """The value of a text in JSON. Raises AgentError.
+
+    What is too large is not parsed: the event loop does nothing else meanwhile.
+    """
+    if len(text) > limit:
+        problem = f"{field} has {len(text)} characters; {limit} is the limit"
+        raise AgentError(problem, reason=reason)
+    if has_too_many_parts(text):
+        raise AgentError(f"{field} has {TOO_MANY_PARTS}", reason=reason)
     try:
         with _uncollected():
             return json.loads(text, parse_constant=_refuse_constant)
@@ -185,7 +195,7 @@ def questions(ask: pb.WorkRequest.Ask) -> Sequence[Asked]:
 def _question(sent: pb.Question) -> Asked:
     def value(field: str) -> Any:
         text = getattr(sent, field)
-        return _value(field, text, INVALID) if text else None
+        return _value(field, text, MAX_QUESTION_BYTES, INVALID) if text else None
 
     arguments = value("arguments_json")
     if not isinstance(arguments, dict | None):

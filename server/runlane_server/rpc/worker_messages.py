@@ -115,6 +115,8 @@ def _turn(assigned: Assigned) -> pb.WorkResponse.Turn:
         traceparent=turn.traceparent,
         window=WINDOW,
         origin=None if turn.origin is None else convert.origin(turn.origin),
+        checkpoint=turn.checkpoint,
+        stored=turn.stored,
     )
 
 

@@ -57,9 +57,17 @@ export async function get(path, query = {}, signal = undefined) {
   return response.json();
 }
 
-export async function post(path, body = {}, headers = {}) {
+export function post(path, body = {}, headers = {}) {
+  return send("POST", path, body, headers);
+}
+
+export function patch(path, body) {
+  return send("PATCH", path, body, {});
+}
+
+async function send(method, path, body, headers) {
   const response = await request(path, {
-    method: "POST",
+    method,
     body: JSON.stringify(body),
     headers: { "Content-Type": "application/json", ...headers },
   });

@@ -2,11 +2,12 @@
 
 import { get, newId, path, post } from "/console/api.js";
 import {
-  announce, atEnd, button, el, entitle, field, keyed, link, problem, scrollToEnd, select, state, word,
+  announce, atEnd, button, el, entitle, field, problem, scrollToEnd, select,
 } from "/console/dom.js";
 import { poll } from "/console/live.js";
 import { textNode } from "/console/messages.js";
 import { Output } from "/console/output.js";
+import { Queue } from "/console/queue.js";
 import { openQuestions, showQuestionsIn } from "/console/questions.js";
 import { receiptNode } from "/console/receipt.js";
 import { OPEN } from "/console/runs.js";
@@ -38,8 +39,6 @@ class SessionView {
   #said = el("div");
   #summary = el("p", { class: "summary" });
   #receipts = el("div", { tabindex: -1 });
-  #queue = el("ol", { class: "queue" });
-  #queueTitle = el("h2", { hidden: true }, "Queue");
   #live = el("div");
   #questions = el("div");
 
@@ -48,6 +47,10 @@ class SessionView {
     this.signal = signal;
     this.title = el("h1", {}, sessionId);
     this.transcript = new Transcript(sessionId, signal);
+    this.queue = new Queue(sessionId, signal, {
+      cancel: (runId) => this.#cancel({ runId }),
+      refresh: () => this.refresh(),
+    });
     entitle(sessionId);
     const runs = el("a", { href: "#/runs?" + new URLSearchParams({ session: sessionId }) }, "All runs");
     main.replaceChildren(
@@ -59,8 +62,7 @@ class SessionView {
       this.transcript.node,
       this.#live,
       this.#questions,
-      this.#queueTitle,
-      this.#queue,
+      ...this.queue.nodes,
       el("div", { class: "foot" }, this.#receipts, this.#composer()),
     );
     this.refresh = poll(() => this.#load(), 1000, signal, (error) =>
@@ -80,12 +82,12 @@ class SessionView {
     const id = visible(this.sessionId);
     this.#summary.replaceChildren(id, " ", sessionState(session), " ", visible(agent));
     await this.#ask(runs);
-    const seen = JSON.stringify([session, runs.map((run) => [run.runId, run.state])]);
+    const seen = JSON.stringify([session, runs.map((run) => [run.runId, run.state, run.revision])]);
     if (seen !== this.#seen) {
       const isAtEnd = !this.#seen || atEnd();
       await this.transcript.refresh();
       this.#seen = seen;
-      this.#show(session, runs);
+      await this.#show(session, runs);
       if (isAtEnd) scrollToEnd();
     }
   }
@@ -103,14 +105,11 @@ class SessionView {
     }
   }
 
-  #show(session, runs) {
+  async #show(session, runs) {
     const ordered = runs.sort((one, other) => Number(one.acceptSeq) - Number(other.acceptSeq));
     const active = ordered.find((run) => run.runId === session.activeRunId);
     this.#follow(active);
-    const waiting = ordered.filter((run) => run !== active);
-    this.#queueTitle.hidden = !waiting.length;
-    this.#queueTitle.textContent = `Queue (${waiting.length})`;
-    keyed(this.#queue, waiting, (run) => run.runId, (run) => this.#queued(run));
+    await this.queue.show(ordered.filter((run) => run !== active));
   }
 
   #follow(run) {
@@ -135,20 +134,6 @@ class SessionView {
       // The transcript has it now; the view shows it from there.
       () => this.refresh(),
       (error) => this.#said.replaceChildren(problem(error)),
-    );
-  }
-
-  #queued(run) {
-    return el(
-      "li",
-      {},
-      state(run.state),
-      link(`#${run.acceptSeq}`, "runs", run.runId),
-      el("span", { class: "excerpt" }, run.promptExcerpt ?? ""),
-      el("span", { class: "note" }, word(run.whenBusy, "WHEN_BUSY_")),
-      button("Cancel", () => this.#cancel({ runId: run.runId }), {
-        "aria-label": `Cancel run ${run.acceptSeq}`,
-      }),
     );
   }
 

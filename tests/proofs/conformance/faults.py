@@ -534,7 +534,13 @@ OTHERS = (
     Fault(
         "an answer that is not compared with its schema",
         (41,),
-        (Edit(INPUTS, "            check_answer(found.question, given.value_json)\n", ""),),
+        (
+            Edit(
+                INPUTS,
+                "            await check_answer(found.question, given.value_json, tenant)\n",
+                "",
+            ),
+        ),
     ),
     Fault(
         "an answer after the cancel is accepted",

@@ -9,7 +9,7 @@ from itertools import pairwise
 from proofs.lanecheck.invariants import check_lane, require
 from proofs.sim.agent import GRACE, LEASE, WORKED, agent_of
 from proofs.sim.clients import policy_of
-from proofs.sim.history import OK, AcceptOp, CancelOp, Execution, Follow, History, Watch
+from proofs.sim.history import LOST, OK, AcceptOp, CancelOp, Execution, Follow, History, Watch
 from proofs.sim.store import Disk
 from runlane_server.core.model import (
     CancelScope,
@@ -22,6 +22,7 @@ from runlane_server.core.model import (
     Started,
     Text,
     TextDelta,
+    Updated,
     WhenBusy,
 )
 from runlane_server.core.retry import RetryPolicy
@@ -75,6 +76,7 @@ def check(history: History, busy: Sequence[BusySession], disk: Disk) -> None:
     _check_ends(checker)
     _check_events(checker)
     _check_order(checker)
+    _check_updates(checker)
     _check_attempts(checker)
     _check_agents(checker)
     _check_workers(checker)
@@ -151,7 +153,8 @@ def _check_events(checker: Checker) -> None:
 
 def _check_order(checker: Checker) -> None:
     """R7: runs start in accept order, except that an interrupting run and runs that shared a
-    retried turn go to the head."""
+    retried turn go to the head, and that runs are moved."""
+    moved = {op.run_id for op in checker.history.updates if op.may_reorder}
     ends = [end for end in checker.ends.values() if end.run_id in checker.started]
     headed = {
         end.run_id
@@ -166,10 +169,41 @@ def _check_order(checker: Checker) -> None:
         for later in ends:
             if one.session_id != later.session_id or one.accept_seq >= later.accept_seq:
                 continue
-            if later.run_id in headed:
+            if later.run_id in headed or {one.run_id, later.run_id} & moved:
                 continue
             ordered = checker.started[one.run_id] < checker.started[later.run_id]
             require(ordered, f"R7: {later.run_id} starts before {one.run_id}")
+
+
+def _check_updates(checker: Checker) -> None:
+    """R46: an edit that was answered happened once and before the start, one that was refused did
+    not; and each run was started with its last edit."""
+    for op in checker.history.updates:
+        told = [
+            event.body.revision
+            for event in checker.events[op.run_id]
+            if isinstance(event.body, Updated) and event.body.prompt_excerpt == op.patch.text
+        ]
+        if op.patch.text is not None:
+            firsts = len(told) == 1 if op.outcome == OK else len(told) <= (op.outcome == LOST)
+            # Later updates that leave the prompt alone repeat it.
+            later = op.outcome in {OK, LOST} and len(told) > 1
+            require(firsts or later, f"R46: {op.patch} of {op.run_id} is {op.outcome}: {told}")
+    for run_id in {op.run_id for op in checker.history.updates}:
+        bodies = [event.body for event in checker.events[run_id]]
+        edits = [n for n, body in enumerate(bodies) if isinstance(body, Updated)]
+        begun = [n for n, body in enumerate(bodies) if isinstance(body, Started | Folded)]
+        if run_id in checker.started and edits and not any(isinstance(b, Folded) for b in bodies):
+            require(edits[-1] < begun[0], f"R46: {run_id} is edited after it has started")
+        revisions = [body.revision for body in bodies if isinstance(body, Updated)]
+        require(revisions == sorted(set(revisions)), f"R46: {run_id} has revisions {revisions}")
+        if edits:
+            last = bodies[edits[-1]]
+            stored = checker.disk.prompt(run_id)
+            told_last = isinstance(last, Updated) and last.prompt_excerpt
+            require(
+                stored == told_last, f"R46: {run_id} has {stored!r}, and {told_last!r} was told"
+            )
 
 
 def _check_attempts(checker: Checker) -> None:
@@ -185,6 +219,11 @@ def _check_attempts(checker: Checker) -> None:
             first, last = order.index(run_id), len(order) - order[::-1].index(run_id)
             for other in set(order[first:last]) - {run_id}:
                 interrupts = [op.when_busy is WhenBusy.INTERRUPT for op in checker.accepts[other]]
+                interrupts += [
+                    op.patch.when_busy is WhenBusy.INTERRUPT
+                    for op in checker.history.updates
+                    if op.run_id == other
+                ]
                 require(any(interrupts), f"R38: {other} starts between attempts of {run_id}")
     for end in checker.ends.values():
         allowed = (policy_of(end.run_id) or NO_RETRIES).max_attempts

@@ -12,6 +12,7 @@ from proofs.lanecheck.invariants import Broken
 from proofs.sim.loop import SimLoop
 from runlane_server.core.model import CancelScope, RunEvent, RunKey, WhenBusy
 from runlane_server.core.transition import Receipt
+from runlane_server.core.update import RunPatch
 from runlane_server.store.base import EventFilter, LoggedComplete, Position
 
 OK, LOST = "ok", "lost"
@@ -47,6 +48,21 @@ class CancelOp:
     returned: int | None = None
     at: float = 0.0
     receipts: tuple[Receipt, ...] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class UpdateOp:
+    """An update of a run. `outcome` is OK, the reason of a refusal, or LOST if no answer came."""
+
+    run_id: str
+    patch: RunPatch
+    invoked: int
+    outcome: str = LOST
+
+    @property
+    def may_reorder(self) -> bool:
+        """Whether it may change the order of the starts."""
+        return self.patch.move is not None or self.patch.when_busy is WhenBusy.INTERRUPT
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +132,7 @@ class History:
         self.trace: list[Line] = []
         self.accepts: list[AcceptOp] = []
         self.cancels: list[CancelOp] = []
+        self.updates: list[UpdateOp] = []
         self.executions: list[Execution] = []
         self.watches: list[Watch] = []
         self.follows: list[Follow] = []

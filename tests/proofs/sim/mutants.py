@@ -24,6 +24,7 @@ from runlane_server.engine.outbox import Outbox
 from runlane_server.engine.reservation import AcceptedRun
 from runlane_server.engine.runner import Runner
 from runlane_server.engine.slots import Slots
+from runlane_server.engine.updates import Updates
 from runlane_server.feed.feed import RunFollower, Subscription
 from runlane_server.feed.tail import Tail
 
@@ -40,6 +41,20 @@ class Mutant:
 
 
 MUTANTS = (
+    Mutant(
+        "an edit that is answered and not decided",
+        Updates,
+        "_decidable",
+        "after = patch.applied_to(before)",
+        "after = before",
+    ),
+    Mutant(
+        "events that are counted by the lane and by their writer",
+        Outbox,
+        "_append",
+        "self.events = max(self.events, batch[-1].index)",
+        "self.events += len(batch)",
+    ),
     Mutant(
         "an answer before the commit",
         Lanes,

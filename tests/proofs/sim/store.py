@@ -115,6 +115,11 @@ class Disk:
         """A change of a lane was committed."""
         self._untold.append((0, lambda listener: listener.on_lane(change)))
 
+    def prompt(self, run_id: str) -> str | None:
+        """The text of the prompt of a run."""
+        rows = self.data._tables.runs
+        return next((row.prompt.text for key, row in rows.items() if key.run_id == run_id), None)
+
     def lanes(self) -> list[Lane]:
         """All lanes."""
         return [session.lane for session in self.data._tables.sessions.values()]

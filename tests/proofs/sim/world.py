@@ -24,6 +24,7 @@ from proofs.sim.history import OK, AcceptOp, CancelOp, History, Line
 from proofs.sim.loop import SimLoop, SimTask, Stuck
 from proofs.sim.node import EPOCH, Node
 from proofs.sim.store import Disk, at_once
+from proofs.sim.updater import Updater
 from proofs.sim.worker import SimWorker
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
@@ -82,6 +83,8 @@ class World:
         self.over = False
         self.node: Node | None = None
         self._rng = Random(f"world {seed}")  # noqa: S311
+        # Of its own, so that the other clients do the same without updates.
+        self._updates = Random(f"updates {seed}") if seed % 2 else None  # noqa: S311
         self._disk = Disk(self.history)
         self._up = asyncio.Event()
         self._nodes = 0
@@ -112,6 +115,9 @@ class World:
         serving = [self._task(worker.serve()) for worker in workers]
         clients = [Client(f"client {n}", self, self._fork()) for n in range(rng.randint(2, 4))]
         working = [self._task(client.work(rng.randint(2, 9))) for client in clients]
+        if self._updates is not None:
+            updater = Updater("updater", self, self._updates)
+            serving.append(self._task(updater.work()))
         await self._direct()
         await self._all(working)
         await self._settle()

@@ -24,11 +24,16 @@ from runlane.types import (
 Report = Callable[[int, str], Awaitable[None]]
 """Reports progress: the index of the last event, and a message for people."""
 
-MESSAGE = 300
+MESSAGE = 600
 """Maximum number of characters of a progress message."""
 
+EXCERPT = 300
+"""Maximum number of characters of a question or of arguments in one."""
+
 PAUSE = 0.25
-"""Minimum number of seconds between two reports about output."""
+"""Minimum number of seconds between two reports of output, tools and the like."""
+
+_AT_ONCE = (Started, InputRequested, RunComplete)
 
 
 class Following:
@@ -62,7 +67,7 @@ class Following:
 
 
 class Reports:
-    """Reports events as progress, the output in bounded pieces."""
+    """Reports events as progress: what counts at once, everything else in bounded pieces."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -71,21 +76,21 @@ class Reports:
         self._output = ""
 
     async def take(self, event: RunEvent) -> None:
-        """Reports an event, now or together with the next one."""
+        """Reports an event, now or together with a later one."""
         if isinstance(event.body, TextDelta):
-            self._output = (self._output + event.body.text)[-MESSAGE:]
-            if self._now() - self._last >= PAUSE:
-                await self._flush(event.index)
+            self._output += event.body.text
         elif (message := describe(event)) is not None:
-            # Progress increases with every report, and both are about this event.
-            parts = filter(None, (self._output.strip(), message))
-            self._output = " · ".join(parts)
+            self._output = " · ".join(filter(None, (self._output.strip(), message)))
+        else:
+            return
+        self._output = self._output[-MESSAGE:]
+        if isinstance(event.body, _AT_ONCE) or self._now() - self._last >= PAUSE:
             await self._flush(event.index)
 
     async def _flush(self, index: int) -> None:
         self._last = self._now()
         output, self._output = self._output, ""
-        await self._report(index, cut(output, 2 * MESSAGE))
+        await self._report(index, cut(output, MESSAGE))
 
 
 def describe(event: RunEvent) -> str | None:  # noqa: PLR0911 - one per kind
@@ -94,7 +99,7 @@ def describe(event: RunEvent) -> str | None:  # noqa: PLR0911 - one per kind
         case Started(attempt=attempt):
             return f"attempt {attempt} started"
         case ToolCall(name=name, arguments_json=arguments):
-            return f"{name} {cut(arguments, MESSAGE)}"
+            return f"{name} {cut(arguments, EXCERPT)}"
         case ToolResult(name=name, is_error=is_error):
             return f"{name} {'failed' if is_error else 'returned'}"
         case Artifact(last=True, name=name, artifact_id=artifact_id):
@@ -104,7 +109,7 @@ def describe(event: RunEvent) -> str | None:  # noqa: PLR0911 - one per kind
         case Folded(into_run_id=into):
             return f"joined the turn of run {into}"
         case InputRequested(input_request=request):
-            return f"input required: {cut(request.text, MESSAGE)}"
+            return f"input required: {cut(request.text, EXCERPT)}"
         case RunComplete(state=state):
             return str(state)
         case _:

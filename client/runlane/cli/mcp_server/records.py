@@ -6,7 +6,7 @@ reads them itself: nothing in them may be hidden from either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from runlane.cli.output import to_json
@@ -18,7 +18,10 @@ from runlane.types import Run
 Record = dict[str, Any]
 
 SHORT = 2000
-"""Maximum number of characters of a text that is not the output of a run."""
+"""Maximum number of characters of a text that is neither the output of a run nor a question."""
+
+LABEL = 200
+"""Maximum number of characters of a label. A run has up to 64."""
 
 
 def visible(value: Any, limit: int = SHORT) -> Any:
@@ -27,8 +30,11 @@ def visible(value: Any, limit: int = SHORT) -> Any:
         case str():
             return cut(value, limit)
         case Mapping():
-            fields = ((cut(key, limit), each) for key, each in value.items())
-            return {key: visible(each, limit) for key, each in fields if each is not None}
+            return {
+                cut(key, limit): visible(each, LABEL if key == "metadata" else limit)
+                for key, each in value.items()
+                if each is not None
+            }
         case list() | tuple():
             return [visible(each, limit) for each in value]
         case _:
@@ -41,9 +47,9 @@ def cut(text: str, limit: int) -> str:
     return escaped(text) if more <= 0 else f"{escaped(text[:limit])}… ({more} more characters)"
 
 
-def record(value: object) -> Record:
+def record(value: object, limit: int = SHORT) -> Record:
     """Converts a record of the client to JSON."""
-    found: Record = visible(to_json(value))
+    found: Record = visible(to_json(value), limit)
     return found
 
 
@@ -63,9 +69,10 @@ def text_fields(text: str, limit: int, offset: int = 0) -> Record:
     return {**fields, "next_text_offset": end} if end < len(text) else fields
 
 
-def input_records(requests: Iterable[InputRequest]) -> list[Record]:
-    """Converts input requests."""
-    return [record(each) for each in requests]
+def is_whole(request: InputRequest, limit: int) -> bool:
+    """Whether nothing of a question is cut at this limit; only then may it be answered here."""
+    texts = (request.text, request.arguments_json, request.schema_json, *request.choices)
+    return all(len(text) <= limit for text in texts)
 
 
 def error_text(error: RunlaneError) -> str:

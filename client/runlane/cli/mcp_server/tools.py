@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias
 
@@ -17,7 +17,7 @@ from runlane.cli.mcp_server.records import (
     Record,
     cut,
     error_text,
-    input_records,
+    is_whole,
     record,
     run_record,
     text_fields,
@@ -181,7 +181,10 @@ class Tools:
             pager = self._client.list_input_requests(run_id=run.run_id, states=[InputState.OPEN])
             questions.extend((await pager.page()).items)
         state = {"run": run_record(run), "ended": run.state.terminal}
-        return state | {"input_requests": input_records(questions)}
+        return state | {"input_requests": self._questions(questions)}
+
+    def _questions(self, requests: Iterable[InputRequest]) -> list[Record]:
+        return [record(each, self._max_text) for each in requests]
 
     async def _final_text(self, run: Run) -> str:
         """The whole output: RunComplete carries only its beginning if it is long."""
@@ -290,7 +293,7 @@ class Tools:
             page_size=limit,
         )
         page = await pager.page(page_token)
-        found = input_records(page.items)
+        found = self._questions(page.items)
         return {"input_requests": found, "next_page_token": page.next_page_token}
 
     @reported
@@ -313,6 +316,11 @@ class Tools:
         if not self._allow_answers:
             raise ToolError(REFUSED)
         request = await self._find(input_request_id)
+        if not is_whole(request, self._max_text):
+            raise ToolError(
+                "input_request_id: the question is longer than --max-text, so that nobody has seen "
+                "it whole here; answer it with `runlane answer`"
+            )
         if request.question_digest != question_digest:
             raise ToolError(
                 "question_digest: is not that of this question; show it to the person again"
@@ -321,7 +329,7 @@ class Tools:
         receipt = await self._client.answer_input(request, answer)
         return {
             "accepted_this_answer": receipt.accepted,
-            "input_request": record(receipt.input_request),
+            "input_request": record(receipt.input_request, self._max_text),
         }
 
     async def _find(self, input_request_id: str) -> InputRequest:

@@ -29,7 +29,7 @@ from runlane.v1 import run_pb2 as runlane_dot_v1_dot_run__pb2
 from runlane.v1 import session_pb2 as runlane_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xac\n\n\x0bWorkRequest\x12\x35\n\x05offer\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkRequest.OfferH\x00\x12\x33\n\x04\x65mit\x18\x02 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.EmitH\x00\x12\x37\n\x06\x66inish\x18\x03 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.FinishH\x00\x12\x33\n\x04\x66\x61il\x18\x04 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.FailH\x00\x12<\n\thand_back\x18\x05 \x01(\x0b\x32\'.runlane.worker.v1.WorkRequest.HandBackH\x00\x12@\n\x0btake_folded\x18\x06 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.TakeFoldedH\x00\x12@\n\x0bget_history\x18\x07 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.GetHistoryH\x00\x12\x31\n\x03\x61sk\x18\x08 \x01(\x0b\x32\".runlane.worker.v1.WorkRequest.AskH\x00\x12<\n\tfind_step\x18\t \x01(\x0b\x32\'.runlane.worker.v1.WorkRequest.FindStepH\x00\x12\x35\n\x05\x62\x65gun\x18\x0c \x01(\x0b\x32$.runlane.worker.v1.WorkRequest.BegunH\x00\x1a{\n\x05Offer\x12\x0e\n\x06\x61gents\x18\x01 \x03(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x35\n\x06resume\x18\x04 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.Resume\x1av\n\x06Resume\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x01(\x03\x12\x16\n\x0e\x66olded_run_ids\x18\x05 \x03(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x1a@\n\x04\x45mit\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.runlane.worker.v1.Event\x1a\x8f\x01\n\x06\x46inish\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x12\x13\n\x0bresult_json\x18\x05 \x01(\t\x1ah\n\x04\x46\x61il\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x1a\n\n\x08HandBack\x1a\x1c\n\nTakeFolded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x1a\x0c\n\nGetHistory\x1a\x07\n\x05\x42\x65gun\x1a\x35\n\x03\x41sk\x12.\n\tquestions\x18\x01 \x03(\x0b\x32\x1b.runlane.worker.v1.Question\x1a\x17\n\x08\x46indStep\x12\x0b\n\x03key\x18\x01 \x01(\tB\t\n\x07messageJ\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c\"\xb8\x01\n\x08Question\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12\x13\n\x0bschema_json\x18\x06 \x01(\t\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x08 \x01(\t\"\x9f\x02\n\x05\x45vent\x12\x14\n\ntext_delta\x18\x01 \x01(\tH\x00\x12\x19\n\x0freasoning_delta\x18\x02 \x01(\tH\x00\x12)\n\ttool_call\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x04 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x12(\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x14.runlane.v1.ArtifactH\x00\x12-\n\x06\x63ustom\x18\x06 \x01(\x0b\x32\x1b.runlane.v1.RunEvent.CustomH\x00\x12)\n\x04step\x18\x07 \x01(\x0b\x32\x19.runlane.v1.RunEvent.StepH\x00\x42\x07\n\x05\x65vent\"\xcd\x0b\n\x0cWorkResponse\x12\x34\n\x04turn\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkResponse.TurnH\x00\x12\x36\n\x05\x61\x63ked\x18\x02 \x01(\x0b\x32%.runlane.worker.v1.WorkResponse.AckedH\x00\x12\x38\n\x06\x66olded\x18\x03 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FoldedH\x00\x12\x38\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.CancelH\x00\x12\x38\n\x06\x66\x65nced\x18\x05 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FencedH\x00\x12:\n\x07history\x18\x06 \x01(\x0b\x32\'.runlane.worker.v1.WorkResponse.HistoryH\x00\x12:\n\x07\x61nswers\x18\x07 \x01(\x0b\x32\'.runlane.worker.v1.WorkResponse.AnswersH\x00\x12\x38\n\x06parked\x18\x08 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.ParkedH\x00\x12\x34\n\x04step\x18\t \x01(\x0b\x32$.runlane.worker.v1.WorkResponse.StepH\x00\x1a\x9b\x03\n\x04Turn\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\t\x12+\n\x0b\x61ttachments\x18\x08 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\x44\n\x08metadata\x18\t \x03(\x0b\x32\x32.runlane.worker.v1.WorkResponse.Turn.MetadataEntry\x12,\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x12\x0e\n\x06window\x18\x0c \x01(\x05\x12)\n\x06origin\x18\r \x01(\x0b\x32\x19.runlane.v1.SessionOrigin\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a&\n\x05\x41\x63ked\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x1aW\n\x06\x46olded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12=\n\x07prompts\x18\x02 \x03(\x0b\x32,.runlane.worker.v1.WorkResponse.FoldedPrompt\x1a[\n\x0c\x46oldedPrompt\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12+\n\x0b\x61ttachments\x18\x03 \x03(\x0b\x32\x16.runlane.v1.Attachment\x1a>\n\x07History\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x0c\n\x04last\x18\x02 \x01(\x08\x1a\x08\n\x06\x43\x61ncel\x1a\x19\n\x06\x46\x65nced\x12\x0f\n\x07message\x18\x01 \x01(\t\x1a\x42\n\x07\x41nswers\x12\x37\n\x07\x61nswers\x18\x01 \x03(\x0b\x32&.runlane.worker.v1.WorkResponse.Answer\x1a>\n\x06\x41nswer\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x17.runlane.v1.InputAnswer\x1a\x08\n\x06Parked\x1a\x33\n\x04Step\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x13\n\x06result\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_resultB\t\n\x07messageJ\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c\x32\\\n\rWorkerService\x12K\n\x04Work\x12\x1e.runlane.worker.v1.WorkRequest\x1a\x1f.runlane.worker.v1.WorkResponse(\x01\x30\x01\x42:Z8runlane.example/gen/go/runlane/worker/v1;runlaneworkerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xc0\n\n\x0bWorkRequest\x12\x35\n\x05offer\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkRequest.OfferH\x00\x12\x33\n\x04\x65mit\x18\x02 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.EmitH\x00\x12\x37\n\x06\x66inish\x18\x03 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.FinishH\x00\x12\x33\n\x04\x66\x61il\x18\x04 \x01(\x0b\x32#.runlane.worker.v1.WorkRequest.FailH\x00\x12<\n\thand_back\x18\x05 \x01(\x0b\x32\'.runlane.worker.v1.WorkRequest.HandBackH\x00\x12@\n\x0btake_folded\x18\x06 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.TakeFoldedH\x00\x12@\n\x0bget_history\x18\x07 \x01(\x0b\x32).runlane.worker.v1.WorkRequest.GetHistoryH\x00\x12\x31\n\x03\x61sk\x18\x08 \x01(\x0b\x32\".runlane.worker.v1.WorkRequest.AskH\x00\x12<\n\tfind_step\x18\t \x01(\x0b\x32\'.runlane.worker.v1.WorkRequest.FindStepH\x00\x12\x35\n\x05\x62\x65gun\x18\x0c \x01(\x0b\x32$.runlane.worker.v1.WorkRequest.BegunH\x00\x1a{\n\x05Offer\x12\x0e\n\x06\x61gents\x18\x01 \x03(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x35\n\x06resume\x18\x04 \x01(\x0b\x32%.runlane.worker.v1.WorkRequest.Resume\x1av\n\x06Resume\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x01(\x03\x12\x16\n\x0e\x66olded_run_ids\x18\x05 \x03(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x1a@\n\x04\x45mit\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.runlane.worker.v1.Event\x1a\x8f\x01\n\x06\x46inish\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.runlane.v1.FinishReason\x12\x13\n\x0bresult_json\x18\x05 \x01(\t\x1ah\n\x04\x46\x61il\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.runlane.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x1a\n\n\x08HandBack\x1a\x1c\n\nTakeFolded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x1a\x0c\n\nGetHistory\x1a\x07\n\x05\x42\x65gun\x1aI\n\x03\x41sk\x12.\n\tquestions\x18\x01 \x03(\x0b\x32\x1b.runlane.worker.v1.Question\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x1a\x17\n\x08\x46indStep\x12\x0b\n\x03key\x18\x01 \x01(\tB\t\n\x07messageJ\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c\"\xb8\x01\n\x08Question\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12\x13\n\x0bschema_json\x18\x06 \x01(\t\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x08 \x01(\t\"\x9f\x02\n\x05\x45vent\x12\x14\n\ntext_delta\x18\x01 \x01(\tH\x00\x12\x19\n\x0freasoning_delta\x18\x02 \x01(\tH\x00\x12)\n\ttool_call\x18\x03 \x01(\x0b\x32\x14.runlane.v1.ToolCallH\x00\x12-\n\x0btool_result\x18\x04 \x01(\x0b\x32\x16.runlane.v1.ToolResultH\x00\x12(\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x14.runlane.v1.ArtifactH\x00\x12-\n\x06\x63ustom\x18\x06 \x01(\x0b\x32\x1b.runlane.v1.RunEvent.CustomH\x00\x12)\n\x04step\x18\x07 \x01(\x0b\x32\x19.runlane.v1.RunEvent.StepH\x00\x42\x07\n\x05\x65vent\"\xf1\x0b\n\x0cWorkResponse\x12\x34\n\x04turn\x18\x01 \x01(\x0b\x32$.runlane.worker.v1.WorkResponse.TurnH\x00\x12\x36\n\x05\x61\x63ked\x18\x02 \x01(\x0b\x32%.runlane.worker.v1.WorkResponse.AckedH\x00\x12\x38\n\x06\x66olded\x18\x03 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FoldedH\x00\x12\x38\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.CancelH\x00\x12\x38\n\x06\x66\x65nced\x18\x05 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.FencedH\x00\x12:\n\x07history\x18\x06 \x01(\x0b\x32\'.runlane.worker.v1.WorkResponse.HistoryH\x00\x12:\n\x07\x61nswers\x18\x07 \x01(\x0b\x32\'.runlane.worker.v1.WorkResponse.AnswersH\x00\x12\x38\n\x06parked\x18\x08 \x01(\x0b\x32&.runlane.worker.v1.WorkResponse.ParkedH\x00\x12\x34\n\x04step\x18\t \x01(\x0b\x32$.runlane.worker.v1.WorkResponse.StepH\x00\x1a\xbf\x03\n\x04Turn\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\t\x12+\n\x0b\x61ttachments\x18\x08 \x03(\x0b\x32\x16.runlane.v1.Attachment\x12\x44\n\x08metadata\x18\t \x03(\x0b\x32\x32.runlane.worker.v1.WorkResponse.Turn.MetadataEntry\x12,\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x12\x0e\n\x06window\x18\x0c \x01(\x05\x12)\n\x06origin\x18\r \x01(\x0b\x32\x19.runlane.v1.SessionOrigin\x12\x12\n\ncheckpoint\x18\x0e \x01(\t\x12\x0e\n\x06stored\x18\x0f \x01(\x03\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a&\n\x05\x41\x63ked\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x1aW\n\x06\x46olded\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12=\n\x07prompts\x18\x02 \x03(\x0b\x32,.runlane.worker.v1.WorkResponse.FoldedPrompt\x1a[\n\x0c\x46oldedPrompt\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12+\n\x0b\x61ttachments\x18\x03 \x03(\x0b\x32\x16.runlane.v1.Attachment\x1a>\n\x07History\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Message\x12\x0c\n\x04last\x18\x02 \x01(\x08\x1a\x08\n\x06\x43\x61ncel\x1a\x19\n\x06\x46\x65nced\x12\x0f\n\x07message\x18\x01 \x01(\t\x1a\x42\n\x07\x41nswers\x12\x37\n\x07\x61nswers\x18\x01 \x03(\x0b\x32&.runlane.worker.v1.WorkResponse.Answer\x1a>\n\x06\x41nswer\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x17.runlane.v1.InputAnswer\x1a\x08\n\x06Parked\x1a\x33\n\x04Step\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x13\n\x06result\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_resultB\t\n\x07messageJ\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0c\x32\\\n\rWorkerService\x12K\n\x04Work\x12\x1e.runlane.worker.v1.WorkRequest\x1a\x1f.runlane.worker.v1.WorkResponse(\x01\x30\x01\x42:Z8runlane.example/gen/go/runlane/worker/v1;runlaneworkerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKRESPONSE_TURN_METADATAENTRY']._loaded_options = None
   _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_WORKREQUEST']._serialized_start=199
-  _globals['_WORKREQUEST']._serialized_end=1523
+  _globals['_WORKREQUEST']._serialized_end=1543
   _globals['_WORKREQUEST_OFFER']._serialized_start=794
   _globals['_WORKREQUEST_OFFER']._serialized_end=917
   _globals['_WORKREQUEST_RESUME']._serialized_start=919
@@ -60,39 +60,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKREQUEST_BEGUN']._serialized_start=1413
   _globals['_WORKREQUEST_BEGUN']._serialized_end=1420
   _globals['_WORKREQUEST_ASK']._serialized_start=1422
-  _globals['_WORKREQUEST_ASK']._serialized_end=1475
-  _globals['_WORKREQUEST_FINDSTEP']._serialized_start=1477
-  _globals['_WORKREQUEST_FINDSTEP']._serialized_end=1500
-  _globals['_QUESTION']._serialized_start=1526
-  _globals['_QUESTION']._serialized_end=1710
-  _globals['_EVENT']._serialized_start=1713
-  _globals['_EVENT']._serialized_end=2000
-  _globals['_WORKRESPONSE']._serialized_start=2003
-  _globals['_WORKRESPONSE']._serialized_end=3488
-  _globals['_WORKRESPONSE_TURN']._serialized_start=2536
-  _globals['_WORKRESPONSE_TURN']._serialized_end=2947
-  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_start=2900
-  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_end=2947
-  _globals['_WORKRESPONSE_ACKED']._serialized_start=2949
-  _globals['_WORKRESPONSE_ACKED']._serialized_end=2987
-  _globals['_WORKRESPONSE_FOLDED']._serialized_start=2989
-  _globals['_WORKRESPONSE_FOLDED']._serialized_end=3076
-  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_start=3078
-  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_end=3169
-  _globals['_WORKRESPONSE_HISTORY']._serialized_start=3171
-  _globals['_WORKRESPONSE_HISTORY']._serialized_end=3233
-  _globals['_WORKRESPONSE_CANCEL']._serialized_start=3235
-  _globals['_WORKRESPONSE_CANCEL']._serialized_end=3243
-  _globals['_WORKRESPONSE_FENCED']._serialized_start=3245
-  _globals['_WORKRESPONSE_FENCED']._serialized_end=3270
-  _globals['_WORKRESPONSE_ANSWERS']._serialized_start=3272
-  _globals['_WORKRESPONSE_ANSWERS']._serialized_end=3338
-  _globals['_WORKRESPONSE_ANSWER']._serialized_start=3340
-  _globals['_WORKRESPONSE_ANSWER']._serialized_end=3402
-  _globals['_WORKRESPONSE_PARKED']._serialized_start=3404
-  _globals['_WORKRESPONSE_PARKED']._serialized_end=3412
-  _globals['_WORKRESPONSE_STEP']._serialized_start=3414
-  _globals['_WORKRESPONSE_STEP']._serialized_end=3465
-  _globals['_WORKERSERVICE']._serialized_start=3490
-  _globals['_WORKERSERVICE']._serialized_end=3582
+  _globals['_WORKREQUEST_ASK']._serialized_end=1495
+  _globals['_WORKREQUEST_FINDSTEP']._serialized_start=1497
+  _globals['_WORKREQUEST_FINDSTEP']._serialized_end=1520
+  _globals['_QUESTION']._serialized_start=1546
+  _globals['_QUESTION']._serialized_end=1730
+  _globals['_EVENT']._serialized_start=1733
+  _globals['_EVENT']._serialized_end=2020
+  _globals['_WORKRESPONSE']._serialized_start=2023
+  _globals['_WORKRESPONSE']._serialized_end=3544
+  _globals['_WORKRESPONSE_TURN']._serialized_start=2556
+  _globals['_WORKRESPONSE_TURN']._serialized_end=3003
+  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_start=2956
+  _globals['_WORKRESPONSE_TURN_METADATAENTRY']._serialized_end=3003
+  _globals['_WORKRESPONSE_ACKED']._serialized_start=3005
+  _globals['_WORKRESPONSE_ACKED']._serialized_end=3043
+  _globals['_WORKRESPONSE_FOLDED']._serialized_start=3045
+  _globals['_WORKRESPONSE_FOLDED']._serialized_end=3132
+  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_start=3134
+  _globals['_WORKRESPONSE_FOLDEDPROMPT']._serialized_end=3225
+  _globals['_WORKRESPONSE_HISTORY']._serialized_start=3227
+  _globals['_WORKRESPONSE_HISTORY']._serialized_end=3289
+  _globals['_WORKRESPONSE_CANCEL']._serialized_start=3291
+  _globals['_WORKRESPONSE_CANCEL']._serialized_end=3299
+  _globals['_WORKRESPONSE_FENCED']._serialized_start=3301
+  _globals['_WORKRESPONSE_FENCED']._serialized_end=3326
+  _globals['_WORKRESPONSE_ANSWERS']._serialized_start=3328
+  _globals['_WORKRESPONSE_ANSWERS']._serialized_end=3394
+  _globals['_WORKRESPONSE_ANSWER']._serialized_start=3396
+  _globals['_WORKRESPONSE_ANSWER']._serialized_end=3458
+  _globals['_WORKRESPONSE_PARKED']._serialized_start=3460
+  _globals['_WORKRESPONSE_PARKED']._serialized_end=3468
+  _globals['_WORKRESPONSE_STEP']._serialized_start=3470
+  _globals['_WORKRESPONSE_STEP']._serialized_end=3521
+  _globals['_WORKERSERVICE']._serialized_start=3546
+  _globals['_WORKERSERVICE']._serialized_end=3638
 # @@protoc_insertion_point(module_scope)

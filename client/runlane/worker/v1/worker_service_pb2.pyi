@@ -292,6 +292,11 @@ class WorkRequest(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         QUESTIONS_FIELD_NUMBER: _builtins.int
+        CHECKPOINT_FIELD_NUMBER: _builtins.int
+        checkpoint: _builtins.str
+        """What the agent needs to continue the same attempt, whose output then stays; only for processes
+        of the server itself (`--agent-processes`). Empty: it starts again, as a further attempt.
+        """
         @_builtins.property
         def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Question]:
             """1 to 16 questions, each with another key."""
@@ -300,10 +305,11 @@ class WorkRequest(_message.Message):
             self,
             *,
             questions: _abc.Iterable[Global___Question] | None = ...,
+            checkpoint: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["questions", b"questions"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "questions", b"questions"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,6 +573,8 @@ class WorkResponse(_message.Message):
         TRACEPARENT_FIELD_NUMBER: _builtins.int
         WINDOW_FIELD_NUMBER: _builtins.int
         ORIGIN_FIELD_NUMBER: _builtins.int
+        CHECKPOINT_FIELD_NUMBER: _builtins.int
+        STORED_FIELD_NUMBER: _builtins.int
         run_id: _builtins.str
         """The run."""
         session_id: _builtins.str
@@ -585,6 +593,10 @@ class WorkResponse(_message.Message):
         """The span of this attempt (W3C Trace Context); empty if the run is in no trace."""
         window: _builtins.int
         """How many events may be on their way without an acknowledgement."""
+        checkpoint: _builtins.str
+        """The checkpoint with which the agent has asked people, all of whom have answered; else empty."""
+        stored: _builtins.int
+        """The number of the last event that the attempt has stored before its checkpoint."""
         @_builtins.property
         def attachments(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Attachment]:
             """The attachments of the prompt."""
@@ -619,10 +631,12 @@ class WorkResponse(_message.Message):
             traceparent: _builtins.str = ...,
             window: _builtins.int = ...,
             origin: _session_pb2.SessionOrigin | None = ...,
+            checkpoint: _builtins.str = ...,
+            stored: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "origin", b"origin"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attachments", b"attachments", "attempt", b"attempt", "deadline", b"deadline", "fence", b"fence", "metadata", b"metadata", "origin", b"origin", "prompt", b"prompt", "run_id", b"run_id", "session_id", b"session_id", "tenant", b"tenant", "traceparent", b"traceparent", "window", b"window"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attachments", b"attachments", "attempt", b"attempt", "checkpoint", b"checkpoint", "deadline", b"deadline", "fence", b"fence", "metadata", b"metadata", "origin", b"origin", "prompt", b"prompt", "run_id", b"run_id", "session_id", b"session_id", "stored", b"stored", "tenant", b"tenant", "traceparent", b"traceparent", "window", b"window"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -185,7 +185,16 @@ impl Turn {
         let questions: Vec<_> = questions.into_iter().map(|one| self.keyed(one)).collect();
         let keys: Vec<_> = questions.iter().map(|one| one.key.as_str()).collect();
         let name = format!("ask {}", keys.join("\n"));
-        match self.ask_slot(&name, Message::Ask(Ask { questions })).await {
+        match self
+            .ask_slot(
+                &name,
+                Message::Ask(Ask {
+                    questions,
+                    ..Ask::default()
+                }),
+            )
+            .await
+        {
             Answer::People(answers) => answers,
             _ => Vec::new(),
         }

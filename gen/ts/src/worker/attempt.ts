@@ -131,7 +131,7 @@ export class Turn {
   async ask(...questions: Partial<Question>[]): Promise<InputAnswer[]> {
     const asked = questions.map((one) => this.attempt.keyed(Question.fromPartial(one)));
     const name = asked.map((one) => one.key).join('\n');
-    return this.attempt.ask<InputAnswer[]>(`ask ${name}`, { $case: 'ask', value: { questions: asked } });
+    return this.attempt.ask<InputAnswer[]>(`ask ${name}`, { $case: 'ask', value: { questions: asked, checkpoint: '' } });
   }
 }
 

@@ -40,6 +40,7 @@ class WorkerAgent:
         if not self.outlives_node:
             # The turn itself may be what ends the process: it must count as an attempt.
             execution.begin()
+            execution.takes_checkpoints = True
         self.workers.begin(execution)
         execution.turn.end.is_followed.set()
         try:

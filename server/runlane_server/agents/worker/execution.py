@@ -90,6 +90,8 @@ class Execution:
         """Whether a slot of a worker was used for the attempt."""
         self.worker: Slot | None = None
         """The last stream that it was connected by."""
+        self.takes_checkpoints = False
+        """Whether all its workers can continue a turn from a checkpoint."""
         self.refusals = 0
         """How often a message of the worker was a mistake."""
         self.handed_back_by: str | None = None
@@ -294,17 +296,17 @@ class Execution:
         if self._slot is asker:
             self._send(Transcript(messages))
 
-    async def ask(self, questions: Sequence[Asked]) -> None:
+    async def ask(self, questions: Sequence[Asked], checkpoint: str = "") -> None:
         """Asks people: sends the answers if there are all, else the run waits for them, and the
         turn is over for the worker (R40, R44)."""
         asker = self._slot
-        await self._in_order(lambda: self._ask(asker, questions))
+        await self._in_order(lambda: self._ask(asker, questions, checkpoint))
 
-    async def _ask(self, asker: Slot | None, questions: Sequence[Asked]) -> None:
+    async def _ask(self, asker: Slot | None, questions: Sequence[Asked], checkpoint: str) -> None:
         self._check_open("ask")
         if self._outcome.done():
             return
-        if await self.turn.park(questions):
+        if await self.turn.park(questions, checkpoint):
             self._settle(None)
             return
         answers = [await self.turn.answered(one.key) for one in questions]

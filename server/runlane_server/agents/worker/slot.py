@@ -108,10 +108,12 @@ class Slot:
                 raise InvalidArgument.of("get_history", _TOO_EARLY)
             await execution.send_history()
 
-    async def ask(self, questions: Sequence[Asked]) -> None:
-        """Asks people."""
+    async def ask(self, questions: Sequence[Asked], checkpoint: str = "") -> None:
+        """Asks people. Raises InvalidArgument for a checkpoint that no other worker could use."""
         if (execution := self._current("ask")) is not None:
-            await execution.ask(questions)
+            if checkpoint and not execution.takes_checkpoints:
+                raise InvalidArgument.of("ask.checkpoint", "is only for processes of the server")
+            await execution.ask(questions, checkpoint)
 
     async def find_step(self, key: str) -> None:
         """Sends the stored result of a step."""

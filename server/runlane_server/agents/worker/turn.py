@@ -91,9 +91,10 @@ class DurableTurn(Turn, Protocol):
     async def find_durable_step(self, key: str) -> str | None:
         """The result of a step as JSON, once it is durable; None if there is none."""
 
-    async def park(self, questions: Sequence[Asked]) -> bool:
+    async def park(self, questions: Sequence[Asked], checkpoint: str = "") -> bool:
         """Makes the run wait for people once the agent has returned (R40), unless the result is
-        False: then all is answered. Raises AgentError."""
+        False: then all is answered. With a checkpoint the same attempt continues later. Raises
+        AgentError."""
 
     async def answered(self, key: str) -> InputRequest:
         """An answered question of the run. Raises AgentError."""

@@ -1291,7 +1291,10 @@ func (*WorkRequest_Begun) Descriptor() ([]byte, []int) {
 type WorkRequest_Ask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 16 questions, each with another key.
-	Questions     []*Question `protobuf:"bytes,1,rep,name=questions,proto3" json:"questions,omitempty"`
+	Questions []*Question `protobuf:"bytes,1,rep,name=questions,proto3" json:"questions,omitempty"`
+	// What the agent needs to continue the same attempt, whose output then stays; only for processes
+	// of the server itself (`--agent-processes`). Empty: it starts again, as a further attempt.
+	Checkpoint    string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1331,6 +1334,13 @@ func (x *WorkRequest_Ask) GetQuestions() []*Question {
 		return x.Questions
 	}
 	return nil
+}
+
+func (x *WorkRequest_Ask) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
 }
 
 // Asks for the result of a step.
@@ -1408,7 +1418,11 @@ type WorkResponse_Turn struct {
 	Window int32 `protobuf:"varint,12,opt,name=window,proto3" json:"window,omitempty"`
 	// What the session is a fork of; unset if it is none, or began without a turn. A worker with a
 	// memory of its own that does not know the session yet can begin from what it knows of the origin.
-	Origin        *v1.SessionOrigin `protobuf:"bytes,13,opt,name=origin,proto3" json:"origin,omitempty"`
+	Origin *v1.SessionOrigin `protobuf:"bytes,13,opt,name=origin,proto3" json:"origin,omitempty"`
+	// The checkpoint with which the agent has asked people, all of whom have answered; else empty.
+	Checkpoint string `protobuf:"bytes,14,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The number of the last event that the attempt has stored before its checkpoint.
+	Stored        int64 `protobuf:"varint,15,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1532,6 +1546,20 @@ func (x *WorkResponse_Turn) GetOrigin() *v1.SessionOrigin {
 		return x.Origin
 	}
 	return nil
+}
+
+func (x *WorkResponse_Turn) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *WorkResponse_Turn) GetStored() int64 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
 }
 
 // Acknowledges events: they are durable. Also the answer to a `resume`.
@@ -2047,7 +2075,7 @@ var File_runlane_worker_v1_worker_service_proto protoreflect.FileDescriptor
 
 const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\n" +
-	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\xe7\f\n" +
+	"&runlane/worker/v1/worker_service.proto\x12\x11runlane.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16runlane/v1/input.proto\x1a\x14runlane/v1/run.proto\x1a\x18runlane/v1/session.proto\"\x87\r\n" +
 	"\vWorkRequest\x12<\n" +
 	"\x05offer\x18\x01 \x01(\v2$.runlane.worker.v1.WorkRequest.OfferH\x00R\x05offer\x129\n" +
 	"\x04emit\x18\x02 \x01(\v2#.runlane.worker.v1.WorkRequest.EmitH\x00R\x04emit\x12?\n" +
@@ -2096,9 +2124,12 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x1a\f\n" +
 	"\n" +
 	"GetHistory\x1a\a\n" +
-	"\x05Begun\x1a@\n" +
+	"\x05Begun\x1a`\n" +
 	"\x03Ask\x129\n" +
-	"\tquestions\x18\x01 \x03(\v2\x1b.runlane.worker.v1.QuestionR\tquestions\x1a\x1c\n" +
+	"\tquestions\x18\x01 \x03(\v2\x1b.runlane.worker.v1.QuestionR\tquestions\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\x1a\x1c\n" +
 	"\bFindStep\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03keyB\t\n" +
 	"\amessageJ\x04\b\n" +
@@ -2123,7 +2154,7 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\bartifact\x18\x05 \x01(\v2\x14.runlane.v1.ArtifactH\x00R\bartifact\x125\n" +
 	"\x06custom\x18\x06 \x01(\v2\x1b.runlane.v1.RunEvent.CustomH\x00R\x06custom\x12/\n" +
 	"\x04step\x18\a \x01(\v2\x19.runlane.v1.RunEvent.StepH\x00R\x04stepB\a\n" +
-	"\x05event\"\x8d\x0e\n" +
+	"\x05event\"\xc5\x0e\n" +
 	"\fWorkResponse\x12:\n" +
 	"\x04turn\x18\x01 \x01(\v2$.runlane.worker.v1.WorkResponse.TurnH\x00R\x04turn\x12=\n" +
 	"\x05acked\x18\x02 \x01(\v2%.runlane.worker.v1.WorkResponse.AckedH\x00R\x05acked\x12@\n" +
@@ -2133,7 +2164,7 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	"\ahistory\x18\x06 \x01(\v2'.runlane.worker.v1.WorkResponse.HistoryH\x00R\ahistory\x12C\n" +
 	"\aanswers\x18\a \x01(\v2'.runlane.worker.v1.WorkResponse.AnswersH\x00R\aanswers\x12@\n" +
 	"\x06parked\x18\b \x01(\v2&.runlane.worker.v1.WorkResponse.ParkedH\x00R\x06parked\x12:\n" +
-	"\x04step\x18\t \x01(\v2$.runlane.worker.v1.WorkResponse.StepH\x00R\x04step\x1a\x9e\x04\n" +
+	"\x04step\x18\t \x01(\v2$.runlane.worker.v1.WorkResponse.StepH\x00R\x04step\x1a\xd6\x04\n" +
 	"\x04Turn\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1d\n" +
 	"\n" +
@@ -2149,7 +2180,11 @@ const file_runlane_worker_v1_worker_service_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12 \n" +
 	"\vtraceparent\x18\v \x01(\tR\vtraceparent\x12\x16\n" +
 	"\x06window\x18\f \x01(\x05R\x06window\x121\n" +
-	"\x06origin\x18\r \x01(\v2\x19.runlane.v1.SessionOriginR\x06origin\x1a;\n" +
+	"\x06origin\x18\r \x01(\v2\x19.runlane.v1.SessionOriginR\x06origin\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x0e \x01(\tR\n" +
+	"checkpoint\x12\x16\n" +
+	"\x06stored\x18\x0f \x01(\x03R\x06stored\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a5\n" +

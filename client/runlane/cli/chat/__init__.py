@@ -1,0 +1,1 @@
+"""`runlane chat`: a conversation with a session at the terminal."""

@@ -1,0 +1,224 @@
+"""The command: reads prompts and keys while the session streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+import click
+
+from runlane.cli.answer import can_ask, outcome_text, read_answer
+from runlane.cli.base import DONE, InvalidUsage, describe, execute, stop
+from runlane.cli.command import Command
+from runlane.cli.connection import Settings
+from runlane.cli.output import field
+from runlane.cli.terminal import echo
+from runlane.client import Client
+from runlane.errors import (
+    CursorCompacted,
+    DeadlineExceeded,
+    Draining,
+    RunlaneError,
+    StoreUnavailable,
+    Unavailable,
+)
+from runlane.ids import new_id
+from runlane.inputs import Answer, InputKind, InputRequest
+from runlane.types import WhenBusy
+
+TRANSIENT = (Unavailable, DeadlineExceeded, Draining, StoreUnavailable)
+"""Errors that a restarting server causes."""
+
+RETRY_SECONDS = 1.0
+
+
+@click.command(cls=Command)
+@click.option(
+    "--when-busy",
+    type=click.Choice([str(WhenBusy.QUEUE), str(WhenBusy.FOLD), str(WhenBusy.INTERRUPT)]),
+    default=str(WhenBusy.QUEUE),
+    show_default=True,
+    help="What a prompt does while a run is active: queue, join its turn, or interrupt it.",
+)
+@click.option("--agent", default="", metavar="NAME", help="Agent that executes your prompts.")
+@click.option("--json", "as_json", is_flag=True, hidden=True)
+@click.argument("session")
+@click.pass_obj
+def chat(settings: Settings, when_busy: str, agent: str, as_json: bool, session: str) -> None:
+    """Talk to the agent of SESSION, which is created if it does not exist.
+
+    Prompts can be typed while an answer streams; they wait in the queue. Questions of the agent are
+    shown whole: y approves and n denies, on an empty line; other answers are typed. What others do
+    in the session is shown too. If the connection is lost, the chat continues when the server is
+    back.
+
+    \b
+    Keys:
+      Enter           send the prompt, or the answer to a question
+      Alt-Enter       new line
+      Esc             cancel the active run
+      Ctrl-C          empty the input; on an empty one, leave
+      Ctrl-D          leave; the runs continue
+    """
+    if as_json:
+        raise click.UsageError("--json: a chat is for people; use `runlane follow SESSION --json`")
+    if not can_ask():
+        raise click.UsageError("a chat needs a terminal; use `runlane run -s SESSION` in a pipe")
+    execute(settings, partial(_chat, session, WhenBusy(when_busy), agent))
+
+
+async def _chat(session_id: str, when_busy: WhenBusy, agent: str, client: Client) -> int:
+    talk = Chat(client, session_id, when_busy, agent)
+    return await talk.run()
+
+
+class Chat:
+    """A conversation: one task reads the session, one the keyboard, and one each prompt sends."""
+
+    def __init__(self, client: Client, session_id: str, when_busy: WhenBusy, agent: str) -> None:
+        # Not at the top of the module: the library takes as long to import as all else together.
+        from runlane.cli.chat.screen import Screen  # noqa: PLC0415
+
+        self._client = client
+        self._session_id = session_id
+        self._when_busy = when_busy
+        self._agent = agent
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._screen = Screen(self._on_escape, self._on_verdict)
+        self._view = self._screen.view
+
+    async def run(self) -> int:
+        """Talks until the person leaves. Raises the error that ended the stream."""
+        reader = asyncio.create_task(self._read())
+        keyboard = asyncio.create_task(self._type())
+        try:
+            await asyncio.wait({reader, keyboard}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (keyboard, reader, *self._tasks):
+                await stop(task)
+        for prompt in self._view.sending.values():
+            echo(f"not sent: {field(prompt)}", err=True)
+        if run_id := field(self._view.active_run_id):
+            echo(f"run {run_id} continues: runlane follow {field(self._session_id)}", err=True)
+        return DONE
+
+    # --- The session ------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Shows the session, across lost connections and restarts."""
+        cursors: dict[str, str] = {}
+        is_connected = False
+        while True:
+            stream = self._client.subscribe_session(
+                self._session_id, cursors=cursors, on_lost=self._on_lost
+            )
+            try:
+                async with stream:
+                    async for event in stream:
+                        is_connected = True
+                        self._view.show(event)
+                        self._screen.redraw()
+            except TRANSIENT as error:
+                if not is_connected:
+                    raise
+                self._on_lost(error)
+                cursors = dict(stream.cursors)
+                await asyncio.sleep(RETRY_SECONDS)
+            except CursorCompacted:
+                self._view.note("some events were missed; this is the session as it is now")
+                cursors = {}
+
+    def _on_lost(self, error: RunlaneError) -> None:
+        self._view.show_lost(error)
+        self._screen.redraw()
+
+    # --- The keyboard -----------------------------------------------------------------------------
+
+    async def _type(self) -> None:
+        while (text := await self._screen.read()) is not None:
+            question = self._view.question
+            if not text.strip():
+                continue
+            if question is not None and question.kind is not InputKind.APPROVAL:
+                self._answer_with(question, text)
+            else:
+                self._start(self._send(text))
+
+    def _answer_with(self, question: InputRequest, text: str) -> None:
+        try:
+            given = read_answer(question, text.strip())
+        except InvalidUsage as error:
+            self._view.note(error.message.replace("--form: ", ""))
+            return
+        if given is None:
+            self._view.note("that is not one of the choices")
+        else:
+            self._start(self._answer(question, given))
+
+    def _on_verdict(self, approved: bool) -> None:
+        question = self._view.question
+        if question is not None:
+            self._start(self._answer(question, approved))
+
+    def _on_escape(self) -> None:
+        run_id = self._view.active_run_id
+        if run_id:
+            self._start(self._cancel(run_id))
+        else:
+            self._view.note("no run is active")
+
+    # --- Calls ------------------------------------------------------------------------------------
+
+    async def _send(self, prompt: str) -> None:
+        """Submits a prompt, again and again while the server is away: always as the same run."""
+        run_id = new_id()
+        self._view.sending[run_id] = prompt
+        self._screen.redraw()
+        while True:
+            try:
+                await self._client.run_accepted(
+                    self._session_id,
+                    prompt,
+                    run_id=run_id,
+                    when_busy=self._when_busy,
+                    agent=self._agent,
+                    allow_missing=True,
+                )
+            except TRANSIENT as error:
+                self._on_lost(error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            except RunlaneError as error:
+                del self._view.sending[run_id]
+                self._view.note(f"not sent: {describe(error)}")
+            self._view.accepted(run_id)
+            return
+
+    async def _cancel(self, run_id: str) -> None:
+        receipt = await self._client.cancel(
+            self._session_id, run_id=run_id, reason="cancelled in a chat"
+        )
+        for run in receipt.cancelled:
+            was = str(run.state_when_cancelled).replace("_", " ")
+            fence = receipt.fence_accept_seq
+            self._view.note(f"cancelled run {field(run.run_id)}, which was {was}; fence {fence}")
+        if not receipt.cancelled:
+            self._view.note("nothing to cancel: the run has ended")
+
+    async def _answer(self, question: InputRequest, given: Answer) -> None:
+        receipt = await self._client.answer_input(question, given)
+        self._view.note(outcome_text(receipt))
+
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._report(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _report(self, call: Coroutine[Any, Any, None]) -> None:
+        try:
+            await call
+        except RunlaneError as error:
+            self._view.note(f"failed: {describe(error)}")
+        self._screen.redraw()

@@ -1,0 +1,142 @@
+"""`runlane chat` on a terminal, against a real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from e2e.test_command_line import command, on_terminal
+from runlane import Approval, Client, RunState
+from support.server import ServerProcess
+from support.staging import at_latch, say, script
+from support.terminal import Terminal
+
+ESC, CTRL_D = b"\x1b", b"\x04"
+
+ASK: dict[str, Any] = {
+    "text": "Deploy?\u202e \u200b\x1b]0;pwned\x07",
+    "tool_name": "deploy",
+    "arguments": {"target": "prod", "note": "n" * 300},
+}
+
+HOSTILE = "\x1b]0;pwned\x07\u202eabc\u200b\x9b31m"
+
+
+@asynccontextmanager
+async def chatting(server: ServerProcess, *arguments: str) -> AsyncIterator[Terminal]:
+    """A chat with session s, once it shows the session."""
+    async with on_terminal(server, "chat", *arguments, "s") as screen:
+        await screen.shows("Ctrl-D leaves")
+        await screen.shows("a new session")
+        yield screen
+
+
+async def leave(screen: Terminal) -> None:
+    screen.type(CTRL_D)
+    assert await screen.wait() == 0
+
+
+def typed(steps: str) -> bytes:
+    return f"{steps}\r".encode()
+
+
+async def test_prompts_wait_while_one_streams_and_esc_cancels_the_active_run(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script(say("streaming "), *at_latch("one"))))
+        await screen.shows("streaming <one>")
+        screen.type(typed(script(say("the second answer"))))
+        await screen.shows("queued: [{")
+        screen.type(b"typed while it streams")
+        await screen.shows("typed while it streams")
+        screen.type(ESC)
+        await screen.shows("which was active; fence 2")
+        await screen.shows("the second answer")
+        runs = [run async for run in client.list_runs("s")]
+        assert [run.state for run in runs] == [RunState.COMPLETED, RunState.CANCELLED]
+        await screen.shows("cancelled: cancelled in a chat")
+        screen.type(b"\x03")  # empties the input, and does not leave
+        screen.type(ESC)
+        await screen.shows("no run is active")
+        await leave(screen)
+
+
+async def test_questions_are_shown_whole_and_answered_by_a_key(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script({"ask": ASK})))
+        await screen.shows("y approves, n denies")
+        shown = screen.screen.replace("\r", "").replace("\n", "")
+        assert "Deploy?\\u202e \\u200b\\x1b]0;pwned\\x07" in shown
+        assert shown.count("n" * 300) == 2  # in the prompt, and in the question
+        screen.type(b"y")
+        await screen.shows("answered")
+        (asked,) = [one async for one in client.list_input_requests(session_id="s")]
+        assert asked.answer is not None
+        assert asked.answer.value == Approval(approved=True)
+        screen.type(typed(script({"ask": {"text": "Which?", "choices": ["red", "green"]}})))
+        await screen.shows("2. green")
+        screen.type(b"7\r")
+        await screen.shows("that is not one of the choices")
+        screen.type(b"2\r")
+        latest = (await client.list_runs("s").page()).items[0]
+        await client.wait_run(latest.run_id)
+        asked, _ = [one async for one in client.list_input_requests(session_id="s")]
+        assert asked.answer is not None
+        assert asked.answer.value == "green"
+        await leave(screen)
+
+
+async def test_key_does_not_answer_while_something_is_typed(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script({"ask": ASK})))
+        await screen.shows("y approves, n denies")
+        screen.type(b"onl")
+        await screen.shows("onl")
+        screen.type(b"y\r")
+        await screen.shows("queued: only")
+        (asked,) = [one async for one in client.list_input_requests(session_id="s")]
+        assert asked.answer is None
+        await leave(screen)
+        assert "continues: runlane follow s" in screen.screen
+
+
+async def test_chat_survives_a_restart_of_the_server(server: ServerProcess) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script(say("before the restart"))))
+        await screen.shows("before the restart")
+        await server.stop()
+        await screen.shows("reconnecting: ")
+        screen.type(typed(script(say("while it was away"))))
+        await screen.shows("sending: [{")
+        await server.start()
+        await screen.shows("connected again")
+        await screen.shows("while it was away")
+        await leave(screen)
+
+
+async def test_others_are_shown_and_cannot_steer_the_terminal(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        await client.run_accepted("s", script(say(HOSTILE), say("\nthe end")), allow_missing=True)
+        await screen.shows("the end")
+        await client.update_session("s", title=f"{HOSTILE} title")
+        await screen.shows("title: ")
+        await leave(screen)
+        for unsafe in ("\x1b]0;pwned", "\u202e", "\u200b", "\x9b"):
+            assert unsafe not in screen.screen
+
+
+async def test_chat_is_for_people(server: ServerProcess) -> None:
+    code, out, err = await command(server, "chat", "s", "--json")
+    assert (code, out) == (2, "")
+    assert "use `runlane follow SESSION --json`" in err
+    code, out, err = await command(server, "chat", "s")
+    assert (code, out) == (2, "")
+    assert "a chat needs a terminal" in err
