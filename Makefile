@@ -45,6 +45,7 @@ PROOFS := \
 	tests/a2a/test_races.py \
 	tests/agents/test_form_checks.py \
 	tests/bench \
+	tests/client/test_mcp_stdio.py \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
 	tests/e2e/test_acp.py \

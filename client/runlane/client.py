@@ -42,6 +42,7 @@ from runlane.types import (
     RunOrder,
     RunRetryPolicy,
     RunState,
+    ServerInfo,
     Session,
     SessionOrder,
     WhenBusy,
@@ -725,9 +726,14 @@ class Client:
 
     async def list_agents(self) -> tuple[AgentInfo, ...]:
         """Lists the agents that the caller may use, with their state on the node that answers."""
+        return (await self.server_info()).agents
+
+    async def server_info(self) -> ServerInfo:
+        """The version of the server, and the agents that the caller may use, on the node that
+        answers."""
         request = agents_pb.ListAgentsRequest()
         response = await self._wire.call(self._wire.agents.ListAgents, request)
-        return tuple(map(convert.agent, response.agents))
+        return ServerInfo(response.server_version, tuple(map(convert.agent, response.agents)))
 
     # --- Webhooks --------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ from runlane.types import (
     RunOrder,
     RunRetryPolicy,
     RunState,
+    ServerInfo,
     Session,
     SessionOrder,
     WhenBusy,
@@ -644,6 +645,12 @@ class Client:
     def list_agents(self) -> tuple[AgentInfo, ...]:
         """Lists the agents that the caller may use, with their state on the node that answers."""
         return self._portal.call(self._inner.list_agents)
+
+    def server_info(self) -> ServerInfo:
+        """The version of the server, and the agents that the caller may use, on the node that
+        answers.
+        """
+        return self._portal.call(self._inner.server_info)
 
     def create_webhook(
         self,

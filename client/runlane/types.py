@@ -353,6 +353,14 @@ class AgentInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The server: its version, empty if it is older than this field, and its agents."""
+
+    version: str
+    agents: tuple[AgentInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A text part."""
 

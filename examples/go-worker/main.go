@@ -24,6 +24,9 @@ func answer(ctx context.Context, turn *worker.Turn) error {
 	if version, ok := strings.CutPrefix(turn.Prompt, "release "); ok {
 		return release(turn, version)
 	}
+	if turn.Prompt == "recall" {
+		return recall(turn)
+	}
 	prompts := []string{turn.Prompt}
 	for len(prompts) > 0 {
 		for _, word := range strings.Fields(strings.Join(prompts, " ")) {
@@ -62,7 +65,7 @@ func release(turn *worker.Turn, version string) error {
 		return err
 	}
 	if !answers[0].GetApproval().GetApproved() {
-		return turn.Say("Not deployed.")
+		return &worker.Error{Reason: "NOT_APPROVED", Message: "nothing was deployed"}
 	}
 	notes := &v1.Artifact{
 		ArtifactId: "notes", Name: "notes.txt", MimeType: "text/plain", Content: &v1.Artifact_Text{Text: "Release " + version},
@@ -78,6 +81,22 @@ func release(turn *worker.Turn, version string) error {
 		return err
 	}
 	return turn.Say("Deployed " + build + ".")
+}
+
+// recall says what the earlier turns of the session said.
+func recall(turn *worker.Turn) error {
+	messages, err := turn.History()
+	if err != nil {
+		return err
+	}
+	for _, message := range messages {
+		for _, part := range message.Parts {
+			if err := turn.Say(part.GetText() + "|"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func main() {

@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import AsyncIterator
 
-from runlane import RunlaneError
-from runlane.worker import Artifact, Custom, Result, Turn, Worker
+from runlane import RunlaneError, Text
+from runlane.worker import AgentError, Artifact, Custom, Result, Turn, Worker
 
 
 async def answer(turn: Turn) -> AsyncIterator[object]:
@@ -17,6 +17,11 @@ async def answer(turn: Turn) -> AsyncIterator[object]:
     if turn.prompt.text.startswith("release "):
         async for event in release(turn, turn.prompt.text.removeprefix("release ")):
             yield event
+        return
+    if turn.prompt.text == "recall":
+        for message in await turn.history():
+            for part in message.parts:
+                yield f"{part.text}|" if isinstance(part, Text) else ""
         return
     prompts = [turn.prompt.text]
     while prompts:
@@ -35,8 +40,7 @@ async def release(turn: Turn, version: str) -> AsyncIterator[object]:
 
     built = await turn.step("build", build)
     if not await turn.ask(f"May I deploy {built}?", tool_name="deploy"):
-        yield "Not deployed."
-        return
+        raise AgentError("nothing was deployed", reason="NOT_APPROVED")
     yield Artifact(
         artifact_id="notes", name="notes.txt", mime_type="text/plain", text=f"Release {version}"
     )

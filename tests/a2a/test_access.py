@@ -65,7 +65,7 @@ async def test_a_token_of_a_browser_is_not_enough(tmp_path: Path) -> None:
         made = await a2a.opened.http.post("/v1/tokens", json=body, headers=a2a.headers)
         a2a.token = made.json()["token"]
         for transport in TRANSPORTS:
-            with pytest.raises(Failed) as failed:
+            with pytest.raises(Failed, match="needs a token of the server") as failed:
                 await a2a.get("r-theirs", transport)
             assert failed.value.reasons == ["UNAUTHENTICATED"]
 

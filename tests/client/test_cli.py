@@ -437,8 +437,9 @@ async def test_queue_lists_what_has_not_ended_in_accept_order(peer: Peer) -> Non
 
 @pytest.mark.parametrize("ready", [True, False])
 async def test_status_exits_with_1_unless_an_agent_is_ready(peer: Peer, ready: bool) -> None:
-    agent = agent_service_pb2.Agent(name="default", kind="echo", ready=ready)
-    peer.scripts["ListAgents"] = [(agent_service_pb2.ListAgentsResponse(agents=[agent]),)]
+    agent = agent_service_pb2.Agent(name="default", kind="echo", ready=ready, slots_limit=4)
+    answer = agent_service_pb2.ListAgentsResponse(agents=[agent], server_version="1.2.3")
+    peer.scripts["ListAgents"] = [(answer,)]
     peer.scripts["ListRuns"] = [
         (run_service_pb2.ListRunsResponse(total_size=count),) for count in (3, 5)
     ]
@@ -446,7 +447,10 @@ async def test_status_exits_with_1_unless_an_agent_is_ready(peer: Peer, ready: b
     found = json.loads(out)
     assert code == (0 if ready else 1)
     assert (found["active_runs"], found["waiting_runs"]) == (3, 5)
-    assert found["agents"] == [{"name": "default", "kind": "echo", "ready": ready}]
+    assert found["version"] == "1.2.3"
+    (shown,) = found["agents"]
+    assert (shown["name"], shown["kind"], shown["ready"]) == ("default", "echo", ready)
+    assert (shown["slots_in_use"], shown["slots_limit"]) == (0, 4)
 
 
 async def test_update_of_a_session_sends_what_is_given(peer: Peer) -> None:
@@ -529,6 +533,41 @@ async def test_follow_of_a_session_shows_the_prompt_of_a_run_that_starts_at_once
     _, _, err = await finish(process)
     # A run whose prompt does not follow is announced before its output.
     assert err.splitlines()[:2] == ["run r1 why?", "run r2"]
+
+
+async def test_follow_of_a_session_shows_changes_of_its_title(peer: Peer) -> None:
+    peer.scripts["GetRun"] = [(Refuse(StatusCode.NOT_FOUND, "RUN_NOT_FOUND"),)] * 2
+    peer.scripts["GetSession"] = [
+        (session_service_pb2.GetSessionResponse(session=session_pb2.Session(session_id="s")),)
+    ]
+
+    def titled(title: str) -> session_pb2.Session:
+        return session_pb2.Session(session_id="s", title=title)
+
+    titles = ("first", "first", "second\x1b[31m", "")
+    peer.scripts["SubscribeSession"] = [
+        (
+            Streamed(
+                session_id="s", cursor="c0", snapshot=Streamed.Snapshot(session=titled("first"))
+            ),
+            *(
+                Streamed(
+                    session_id="s",
+                    cursor=f"c{n}",
+                    session_changed=Streamed.SessionChanged(session=titled(title)),
+                )
+                for n, title in enumerate(titles, start=1)
+            ),
+            Streamed(session_id="s", cursor="c9", run_event=of_run("r", says(2, "text\n"))),
+            HANG,
+        )
+    ]
+    process = await start(peer, "follow", "s")
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"text\n"
+    process.send_signal(signal.SIGINT)
+    _, _, err = await finish(process)
+    assert err.splitlines()[:2] == ["title: second\\x1b[31m", "title: "]
 
 
 async def test_follow_of_a_session_in_json(peer: Peer) -> None:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
 from mcp import Client as Assistant
-from mcp import ClientSession, MCPError, StdioServerParameters
+from mcp import ClientSession, MCPError
 from mcp.client import ClaimContext, ClientExtension, ResultClaim, advertise
 from mcp.types import (
     INVALID_PARAMS,
@@ -23,20 +18,17 @@ from mcp.types import (
     Request,
     RequestParams,
     Result,
-    TextContent,
 )
 
 import runlane
 from runlane.cli.mcp_server.following import MESSAGE
 from runlane.cli.mcp_server.server import build
 from runlane.cli.mcp_server.tasks import IDENTIFIER
-from runlane_server.access import tokens
 from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import resumable
-from runlane_server.config import Config
 from runlane_server.testing import LocalServer
-from support.server import clean_environment
-from support.staging import open_latch, say, script, wait
+from support.assistant import accept, call, connected, refused
+from support.staging import say, wait
 
 ANSWER = "\u202eHello \x1b[2Jthere"
 """A text that a terminal would reorder and execute."""
@@ -50,116 +42,7 @@ async def server() -> AsyncIterator[LocalServer]:
         yield server
 
 
-@asynccontextmanager
-async def connected(
-    server: LocalServer,
-    *,
-    allow_answers: bool = False,
-    extensions: Sequence[ClientExtension] = (),
-) -> AsyncIterator[Assistant]:
-    """An assistant whose MCP server is in this process."""
-    async with (
-        server.client() as client,
-        Assistant(
-            build(client, allow_answers=allow_answers, max_text=1000), extensions=extensions
-        ) as assistant,
-    ):
-        yield assistant
-
-
-async def call(assistant: Assistant, tool: str, **arguments: Any) -> dict[str, Any]:
-    """Calls a tool that succeeds; returns its result."""
-    result = await assistant.call_tool(tool, arguments)
-    assert not result.is_error, result.content
-    assert result.structured_content is not None
-    # Clients that know no structured results read the same as text.
-    found: dict[str, Any] = result.structured_content
-    assert json.loads(text_of(result)) == found
-    return found
-
-
-async def refused(assistant: Assistant, tool: str, **arguments: Any) -> str:
-    """Calls a tool that fails; returns its error."""
-    result = await assistant.call_tool(tool, arguments)
-    assert result.is_error
-    return text_of(result)
-
-
-def text_of(result: CallToolResult) -> str:
-    (content,) = result.content
-    assert isinstance(content, TextContent)
-    return content.text
-
-
-async def accept(assistant: Assistant, *steps: Any, session: str = "s") -> str:
-    accepted = await call(assistant, "accept_run", session_id=session, prompt=script(*steps))
-    run_id: str = accepted["run"]["run_id"]
-    return run_id
-
-
-# --- Over stdio ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_an_assistant_drives_a_server_over_stdio(
-    server: LocalServer, mode: Literal["auto", "legacy"]
-) -> None:
-    command = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "runlane", "mcp"],
-        env=clean_environment() | {"RUNLANE_SERVER": server.address},
-    )
-    async with Assistant(command, mode=mode) as assistant:
-        first = await accept(assistant, say("Good "), wait("go"), say("morning"))
-        second = await accept(assistant, say("never"))
-        said: list[str] = []
-        heard = asyncio.Event()
-
-        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            said.append(message or "")
-            heard.set()
-
-        async def follow() -> CallToolResult:
-            return await assistant.call_tool(
-                "follow_run", {"run_id": first}, progress_callback=on_progress
-            )
-
-        following = asyncio.create_task(follow())
-        await heard.wait()
-        cancelled = await call(assistant, "cancel_runs", run_id=second)
-        assert [run["run_id"] for run in cancelled["receipt"]["cancelled"]] == [second]
-        await accept(assistant, open_latch("go"), session="other")
-        outcome = (await following).structured_content
-        assert outcome is not None
-        assert (outcome["ended"], outcome["text"]) == (True, "Good morning")
-        assert said[0] == "attempt 1 started"
-        assert "Good" in "".join(said)
-        assert said[-1].endswith("completed")
-
-
-async def test_the_role_of_the_token_of_the_command_holds_for_the_assistant(tmp_path: Path) -> None:
-    token, token_id, digest = tokens.make()
-    file, access = tmp_path / "token", tmp_path / "access.toml"
-    file.write_text(token)
-    entry = {"name": "ann", "tenant": "acme", "role": "read", "id": token_id, "sha256": digest}
-    lines = [f'{key} = "{value}"' for key, value in entry.items()]
-    access.write_text("\n".join(["[[token]]", *lines]))
-    access.chmod(0o600)
-    config = Config(drain_timeout=0, access=str(access))
-    async with LocalServer("scripted", config=config) as server:
-        command = StdioServerParameters(
-            command=sys.executable,
-            args=["-m", "runlane", "-S", server.address, "--token-file", str(file), "mcp"],
-            env=clean_environment(),
-        )
-        async with Assistant(command) as assistant:
-            assert (await call(assistant, "list_runs"))["runs"] == []
-            error = await refused(assistant, "accept_run", session_id="s", prompt="x")
-            assert "PERMISSION_DENIED" in error
-            file.write_text("another")  # the file is read again for each call
-            error = await refused(assistant, "list_runs")
-            assert "UNAUTHENTICATED" in error
-            assert token not in error
+# --- Access --------------------------------------------------------------------------------------
 
 
 async def test_no_tool_takes_an_address_or_a_token(server: LocalServer) -> None:
@@ -167,26 +50,6 @@ async def test_no_tool_takes_an_address_or_a_token(server: LocalServer) -> None:
         for tool in (await assistant.list_tools()).tools:
             names = set(tool.input_schema["properties"])
             assert not names & {"token", "server", "address", "credentials", "password"}
-
-
-@pytest.mark.parametrize(
-    ("program", "outcome"),
-    [
-        ("", (0, "", "")),
-        (
-            "import sys; sys.modules['mcp'] = None; ",
-            (1, "", "Error: mcp is not installed; run: pip install 'runlane[mcp]'\n"),
-        ),
-    ],
-    ids=["ends with its stdin", "not installed"],
-)
-def test_the_command_says_nothing_on_stdout(program: str, outcome: tuple[int, str, str]) -> None:
-    """Anything else on stdout would be taken for a message."""
-    command = (sys.executable, "-c", f"{program}from runlane.cli import main; main()", "mcp")
-    ended = subprocess.run(
-        command, input="", capture_output=True, text=True, check=False, env=clean_environment()
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == outcome
 
 
 async def test_a_server_that_is_away_is_an_error_of_each_call() -> None:

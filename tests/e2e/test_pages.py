@@ -46,6 +46,7 @@ REASONS = {
     "takes minutes, and has tests of its own",
     "an excerpt",
     "needs a damaged database",
+    "needs a person at the keyboard",
 }
 """The permitted reasons not to run a block."""
 

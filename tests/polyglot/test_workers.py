@@ -1,7 +1,8 @@
 """Workers in five languages (examples/): what a worker has to do (docs/workers.md, W1 to W14).
 
 Their agent says the words of the prompt in capitals, 20 ms apart. For a prompt `release VERSION` it
-builds in a step, asks for an approval, and then emits an artifact, a custom event and a result.
+builds in a step, asks for an approval, and then emits an artifact, a custom event and a result. For
+`recall` it says the texts of the earlier turns.
 """
 
 from __future__ import annotations
@@ -354,8 +355,25 @@ async def test_w12_w13_w14_a_worker_that_asks_continues_when_people_have_answere
         await node.start()
         for n, handle in enumerate(handles):
             end = await approve(client, handle, answer=n == 0)
-            assert end.text == ("Not deployed." if n else "Deployed app-1.2.")
+            if n == 0:
+                assert (end.text, end.error) == ("Deployed app-1.2.", None)
+            else:
+                assert end.error is not None
+                assert (end.error.reason, end.error.message) == (
+                    "NOT_APPROVED",
+                    "nothing was deployed",
+                )
         assert worker.out.text.count("building 1.2") == SLOTS, worker.said
+
+
+async def test_a_worker_reads_the_history_of_the_session(workers: Programs, folder: Path) -> None:
+    async with served(folder) as (node, client):
+        await launched(workers, node.address)
+        long = "x" * 100_000
+        assert await said(client, "s", long) == f"{long.upper()} "
+        assert await said(client, "s", "two") == "TWO "
+        expected = f"{long}|{long.upper()} |two|TWO |"
+        assert await said(client, "s", "recall") == expected
 
 
 async def test_w12_a_step_is_not_repeated_by_another_worker(

@@ -20,6 +20,8 @@ from runlane_server.core.model import ReasoningDelta, TextDelta, ToolCall, ToolR
 from runlane_server.testing import LocalServer
 from support.browser import CHROMIUM, MISSING, NARROW, WIDE, Tab, browser, tab
 from support.door import Door, door
+from support.endpoint import endpoint
+from support.server import serving
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
@@ -583,6 +585,47 @@ async def test_agents_are_shown(chromium: Browser, tmp_path: Path) -> None:
         await expect(here.page.locator("tbody tr")).to_contain_text("ready")
 
 
+async def test_webhooks_are_managed(chromium: Browser, tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, "--webhook-allow-network", "127.0.0.0/8") as server,
+        door(server.address) as opened,
+        tab(chromium, opened) as first,
+        endpoint() as served,
+    ):
+        page = first.page
+        await first.open("#/webhooks")
+        await expect(page.get_by_text("There are no webhooks.")).to_be_visible()
+        await page.get_by_text("New webhook").click()
+        await page.get_by_label("URL", exact=True).fill("http://10.0.0.1/")
+        await page.get_by_role("button", name="Create").click()
+        await expect(page.get_by_role("alert")).to_contain_text("not a global one")
+        await page.get_by_label("URL", exact=True).fill(served.url)
+        await page.get_by_role("button", name="Create").click()
+        secret = await page.locator("pre.secret").text_content()
+        row = page.locator("tbody tr")
+        await expect(row).to_contain_text("delivering")
+        body = {"sessionId": "s", "prompt": "hello", "allowMissing": True}
+        assert (await opened.http.post("/v1/runs", json=body)).status_code == 200
+        await served.until(lambda: len(served.accepted) == 1)
+        served.accepted[0].verify(str(secret))
+        await page.get_by_role("button", name="Disable").click()
+        await expect(row).to_contain_text("disabled")
+        await expect(page.locator("pre.secret")).to_have_count(0)
+        await page.get_by_role("button", name="Enable").click()
+        await expect(row).to_contain_text("delivering")
+        await page.get_by_role("button", name="Redeliver").click()
+        await served.until(lambda: len(served.accepted) == 2)
+        await page.get_by_role("button", name="Rotate secret").click()
+        await expect(page.locator("pre.secret")).to_contain_text("whsec_")
+        assert await page.locator("pre.secret").text_content() != secret
+        await page.get_by_role("button", name="Hide").click()
+        await expect(page.locator("pre.secret")).to_have_count(0)
+        assert await page.evaluate(NAMELESS) == []
+        page.once("dialog", lambda dialog: dialog.accept())
+        await page.get_by_role("button", name="Delete").click()
+        await expect(page.get_by_text("There are no webhooks.")).to_be_visible()
+
+
 async def test_a_new_session_is_made_and_opened(chromium: Browser, tmp_path: Path) -> None:
     async with world(chromium, tmp_path, "echo") as here:
         await here.tab.open()
@@ -657,7 +700,10 @@ async def test_every_view_fits_its_screen_and_its_controls_have_names(
         await here.state(await here.accept("holiday", "Hello"))
         run_id = await here.accept("holiday", json.dumps(STEPS))
         await here.accept("holiday", "And tomorrow?")
-        for where in ("#/sessions", "#/sessions/holiday", "#/runs", f"#/runs/{run_id}", "#/agents"):
+        hook = {"url": "https://example.org/" + "long-path/" * 20, "disabled": True}
+        assert (await here.door.http.post("/v1/webhooks", json=hook)).status_code == 200
+        views = ("sessions", "sessions/holiday", "runs", f"runs/{run_id}", "agents", "webhooks")
+        for where in (f"#/{view}" for view in views):
             await here.tab.open(where)
             ready = ".live, tbody tr, .timeline li"
             await here.page.locator(ready).first.wait_for()

@@ -25,7 +25,7 @@ from runlane.session_stream import (
     SessionSnapshot,
     SessionStream,
 )
-from runlane.types import Run, RunComplete, Started
+from runlane.types import Run, RunComplete, Session, Started
 
 
 @click.command(cls=Command)
@@ -113,6 +113,7 @@ class SessionView:
         self._unannounced = ""
         """The run that has started while its prompt was not known."""
         self._waiting = 0
+        self._title = ""
 
     def show(self, event: SessionEvent) -> None:
         """Shows an event."""
@@ -134,11 +135,19 @@ class SessionView:
                 if active_run is not None:
                     self._know(active_run)
                 self._announce_late()
-                if session is None:
-                    self._prompts.clear()
-                    self.runs.note("the session was deleted")
+                self._show_session(session)
+
+    def _show_session(self, session: Session | None) -> None:
+        title = "" if session is None else session.title
+        changed, self._title = title != self._title, title
+        if session is None:
+            self._prompts.clear()
+            self.runs.note("the session was deleted")
+        elif changed:
+            self.runs.note(f"title: {field(title)}")
 
     def _show_snapshot(self, snapshot: SessionSnapshot) -> None:
+        self._title = "" if snapshot.session is None else snapshot.session.title
         self._know(*snapshot.queue)
         if snapshot.session is None:
             self.runs.note("the session does not exist yet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -13,13 +12,22 @@ import click
 from runlane.cli.base import DONE, FAILED, execute
 from runlane.cli.command import Command, Group
 from runlane.cli.connection import Settings
-from runlane.cli.output import Column, one_line, show, show_list, state_text, stderr_console
+from runlane.cli.output import (
+    Column,
+    field,
+    json_line,
+    one_line,
+    show,
+    show_list,
+    state_text,
+    stderr_console,
+)
 from runlane.cli.params import count_option
 from runlane.cli.run_ids import find_session
 from runlane.cli.terminal import echo
 from runlane.client import Client
 from runlane.session_stream import SessionSnapshot
-from runlane.types import AgentInfo, Run, RunOrder, RunState
+from runlane.types import AgentInfo, Run, RunOrder, RunState, ServerInfo
 
 RecordT = TypeVar("RecordT")
 
@@ -124,24 +132,32 @@ def status(settings: Settings, as_json: bool) -> None:
 
 async def _status(as_json: bool, client: Client) -> int:
     began = time.monotonic()
-    agents = await client.list_agents()
+    server = await client.server_info()
     answer = time.monotonic() - began
     active, waiting = [await _count(client, states) for states in (_AT_WORK, _WAITING)]
     if as_json:
-        echo(json.dumps(_as_object(client.target, answer, agents, active, waiting)))
+        echo(json_line(_as_object(client.target, answer, server, active, waiting)))
     else:
-        echo(f"server\t{client.target}")
+        echo(f"server\t{field(client.target)}")
+        echo(f"version\t{field(server.version)}")
         echo(f"answer\t{answer * 1000:.1f} ms")
         echo(f"active runs\t{active}")
         echo(f"waiting runs\t{waiting}")
-        await show(_each(agents), _AGENTS, as_json=False, empty_note="no agents")
-    return DONE if any(agent.ready for agent in agents) else FAILED
+        await show(_each(server.agents), _AGENTS, as_json=False, empty_note="no agents")
+    return DONE if any(agent.ready for agent in server.agents) else FAILED
+
+
+def _slots(agent: AgentInfo) -> str:
+    """The slots in use, and their limit if the agent has one of its own."""
+    used = str(agent.slots_in_use)
+    return used if agent.slots_limit is None else f"{used}/{agent.slots_limit}"
 
 
 _AGENTS: tuple[Column[AgentInfo], ...] = (
     Column("AGENT", lambda agent: f"agent {agent.name}"),
     Column("STATE", lambda agent: "ready" if agent.ready else "not ready"),
     Column("KIND", lambda agent: agent.kind),
+    Column("SLOTS", _slots),
 )
 
 
@@ -156,14 +172,13 @@ async def _each(records: tuple[RecordT, ...]) -> AsyncIterator[RecordT]:
 
 
 def _as_object(
-    target: str, answer: float, agents: tuple[AgentInfo, ...], active: int, waiting: int
+    target: str, answer: float, server: ServerInfo, active: int, waiting: int
 ) -> dict[str, Any]:
     return {
         "server": target,
+        "version": server.version,
         "answer_seconds": round(answer, 6),
         "active_runs": active,
         "waiting_runs": waiting,
-        "agents": [
-            {"name": agent.name, "kind": agent.kind, "ready": agent.ready} for agent in agents
-        ],
+        "agents": server.agents,
     }

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erunlane/v1/agent_service.proto\x12\nrunlane.v1\"\x13\n\x11ListAgentsRequest\"7\n\x12ListAgentsResponse\x12!\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x11.runlane.v1.Agent\"\xad\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x14\n\x0cslots_in_use\x18\x05 \x01(\x05\x12\x18\n\x0bslots_limit\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12%\n\x03\x63\x61n\x18\x07 \x03(\x0e\x32\x18.runlane.v1.AgentAbilityB\x0e\n\x0c_slots_limit*\xc9\x01\n\x0c\x41gentAbility\x12\x1d\n\x19\x41GENT_ABILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41GENT_ABILITY_FOLD\x10\x01\x12\x15\n\x11\x41GENT_ABILITY_ASK\x10\x02\x12\x17\n\x13\x41GENT_ABILITY_STEPS\x10\x03\x12\x1d\n\x19\x41GENT_ABILITY_ATTACHMENTS\x10\x04\x12\x18\n\x14\x41GENT_ABILITY_RESUME\x10\x05\x12\x19\n\x15\x41GENT_ABILITY_OUTLIVE\x10\x06\x32[\n\x0c\x41gentService\x12K\n\nListAgents\x12\x1d.runlane.v1.ListAgentsRequest\x1a\x1e.runlane.v1.ListAgentsResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erunlane/v1/agent_service.proto\x12\nrunlane.v1\"\x13\n\x11ListAgentsRequest\"O\n\x12ListAgentsResponse\x12!\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x11.runlane.v1.Agent\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\"\xad\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x14\n\x0cslots_in_use\x18\x05 \x01(\x05\x12\x18\n\x0bslots_limit\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12%\n\x03\x63\x61n\x18\x07 \x03(\x0e\x32\x18.runlane.v1.AgentAbilityB\x0e\n\x0c_slots_limit*\xc9\x01\n\x0c\x41gentAbility\x12\x1d\n\x19\x41GENT_ABILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41GENT_ABILITY_FOLD\x10\x01\x12\x15\n\x11\x41GENT_ABILITY_ASK\x10\x02\x12\x17\n\x13\x41GENT_ABILITY_STEPS\x10\x03\x12\x1d\n\x19\x41GENT_ABILITY_ATTACHMENTS\x10\x04\x12\x18\n\x14\x41GENT_ABILITY_RESUME\x10\x05\x12\x19\n\x15\x41GENT_ABILITY_OUTLIVE\x10\x06\x32[\n\x0c\x41gentService\x12K\n\nListAgents\x12\x1d.runlane.v1.ListAgentsRequest\x1a\x1e.runlane.v1.ListAgentsResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,14 +32,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'runlane.v1.agent_service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z+runlane.example/gen/go/runlane/v1;runlanev1'
-  _globals['_AGENTABILITY']._serialized_start=301
-  _globals['_AGENTABILITY']._serialized_end=502
+  _globals['_AGENTABILITY']._serialized_start=325
+  _globals['_AGENTABILITY']._serialized_end=526
   _globals['_LISTAGENTSREQUEST']._serialized_start=46
   _globals['_LISTAGENTSREQUEST']._serialized_end=65
   _globals['_LISTAGENTSRESPONSE']._serialized_start=67
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=122
-  _globals['_AGENT']._serialized_start=125
-  _globals['_AGENT']._serialized_end=298
-  _globals['_AGENTSERVICE']._serialized_start=504
-  _globals['_AGENTSERVICE']._serialized_end=595
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=146
+  _globals['_AGENT']._serialized_start=149
+  _globals['_AGENT']._serialized_end=322
+  _globals['_AGENTSERVICE']._serialized_start=528
+  _globals['_AGENTSERVICE']._serialized_end=619
 # @@protoc_insertion_point(module_scope)

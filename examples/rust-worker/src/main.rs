@@ -4,9 +4,9 @@ use std::env;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use runlane::v1::{Artifact, artifact, input_answer::Value};
+use runlane::v1::{Artifact, artifact, input_answer::Value, part};
 use runlane::worker::v1::Question;
-use runlane::worker::{AgentResult, DEFAULT_SERVER, Turn, Worker};
+use runlane::worker::{AgentError, AgentResult, DEFAULT_SERVER, Turn, Worker};
 
 const SLOTS: usize = 4;
 
@@ -14,6 +14,9 @@ const SLOTS: usize = 4;
 async fn answer(turn: Turn) -> AgentResult {
     if let Some(version) = turn.prompt().strip_prefix("release ") {
         return release(&turn, version).await;
+    }
+    if turn.prompt() == "recall" {
+        return recall(&turn).await;
     }
     let mut prompts = vec![turn.prompt().to_owned()];
     while !prompts.is_empty() {
@@ -42,8 +45,10 @@ async fn release(turn: &Turn, version: &str) -> AgentResult {
     };
     let answers = turn.ask([question]).await;
     if !matches!(&answers[0].value, Some(Value::Approval(approval)) if approval.approved) {
-        turn.say("Not deployed.").await;
-        return Ok(());
+        return Err(Box::new(AgentError {
+            reason: "NOT_APPROVED".to_owned(),
+            message: "nothing was deployed".to_owned(),
+        }));
     }
     let notes = Artifact {
         artifact_id: "notes".to_owned(),
@@ -58,6 +63,21 @@ async fn release(turn: &Turn, version: &str) -> AgentResult {
         .await;
     turn.set_result(&format!("{{\"build\":{build}}}")).await;
     turn.say(&format!("Deployed {name}.")).await;
+    Ok(())
+}
+
+/// Says what the earlier turns of the session said.
+async fn recall(turn: &Turn) -> AgentResult {
+    for part in turn
+        .history()
+        .await
+        .iter()
+        .flat_map(|message| &message.parts)
+    {
+        if let Some(part::Part::Text(text)) = &part.part {
+            turn.say(&format!("{text}|")).await;
+        }
+    }
     Ok(())
 }
 

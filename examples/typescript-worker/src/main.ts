@@ -1,7 +1,7 @@
 // A worker: executes runs of the agent `default`, or of the one that RUNLANE_AGENT names, until SIGTERM.
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { DEFAULT_SERVER, type Turn, Worker } from 'runlane/worker';
+import { AgentError, DEFAULT_SERVER, type Turn, Worker } from 'runlane/worker';
 
 const SLOTS = 4;
 
@@ -9,6 +9,10 @@ const SLOTS = 4;
 async function* answer(turn: Turn) {
   if (turn.prompt.startsWith('release ')) {
     yield await release(turn, turn.prompt.slice('release '.length));
+    return;
+  }
+  if (turn.prompt === 'recall') {
+    yield await recall(turn);
     return;
   }
   let prompts = [turn.prompt];
@@ -28,7 +32,9 @@ async function release(turn: Turn, version: string): Promise<string> {
     return `app-${version}`;
   });
   const [answer] = await turn.ask({ text: `May I deploy ${build}?`, toolName: 'deploy' });
-  if (answer?.value?.$case !== 'approval' || !answer.value.value.approved) return 'Not deployed.';
+  if (answer?.value?.$case !== 'approval' || !answer.value.value.approved) {
+    throw new AgentError('nothing was deployed', 'NOT_APPROVED');
+  }
   await turn.artifact({
     artifactId: 'notes',
     name: 'notes.txt',
@@ -39,6 +45,12 @@ async function release(turn: Turn, version: string): Promise<string> {
   await turn.custom('deployed', { build });
   turn.setResult({ build });
   return `Deployed ${build}.`;
+}
+
+/** Says what the earlier turns of the session said. */
+async function recall(turn: Turn): Promise<string> {
+  const parts = (await turn.history()).flatMap((message) => message.parts);
+  return parts.map(({ part }) => `${part?.$case === 'text' ? part.value : ''}|`).join('');
 }
 
 const agent = process.env['RUNLANE_AGENT'] || 'default';

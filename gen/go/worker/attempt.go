@@ -110,7 +110,7 @@ func (a *attempt) last() int64 { return a.acked + int64(len(a.waiting)) }
 func (a *attempt) emit(event *pb.Event) (int64, error) {
 	a.slot.mu.Lock()
 	defer a.slot.changed()
-	for len(a.waiting) >= int(a.turn.Window) && !a.isStopped { // W4
+	for len(a.waiting) >= max(1, int(a.turn.Window)) && !a.isStopped { // W4
 		a.slot.wait()
 	}
 	if a.isStopped {

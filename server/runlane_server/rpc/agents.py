@@ -12,6 +12,7 @@ from runlane.v1 import agent_service_pb2_grpc
 from runlane_server.access.caller import CALLER
 from runlane_server.engine.agent_table import AgentState
 from runlane_server.engine.coordinator import Coordinator
+from runlane_server.release import version_of_server
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -32,7 +33,8 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
                 _agent(state)
                 for state in self._coordinator.agents
                 if allowed is None or state.name in allowed
-            ]
+            ],
+            server_version=version_of_server(),
         )
 
 

@@ -3,6 +3,9 @@
 A name is resolved once for each connection, all its addresses are checked, and the connection goes
 to one of them. Redirects are not followed. Of an answer the status is used, and for a challenge
 whether its value is there; nothing of it is kept.
+
+It speaks HTTP/1.1 by itself: a client library resolves the name again when it connects, or takes an
+address only through a transport of its own making, and reads an answer without these limits.
 """
 
 from __future__ import annotations

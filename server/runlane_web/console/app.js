@@ -8,12 +8,13 @@ import { showRun } from "/console/run.js";
 import { showRuns } from "/console/runs.js";
 import { showSession } from "/console/session.js";
 import { showSessions } from "/console/sessions.js";
+import { showWebhooks } from "/console/webhooks.js";
 import { visible } from "/console/text.js";
 
 const main = document.getElementById("main");
 const nav = document.getElementById("nav");
 const signOutButton = document.getElementById("sign-out");
-const VIEWS = ["sessions", "runs", "questions", "agents"];
+const VIEWS = ["sessions", "runs", "questions", "agents", "webhooks"];
 
 let leaving = new AbortController();
 
@@ -40,6 +41,7 @@ function view([name, id], query, signal) {
   if (name === "runs") return showRuns(main, query, signal);
   if (name === "questions") return showQuestions(main, signal);
   if (name === "agents") return showAgents(main, signal);
+  if (name === "webhooks") return showWebhooks(main, signal);
   return showSessions(main, signal);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import version
 from typing import Any
 
@@ -32,6 +33,8 @@ ENDS = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_h
 
 async def serve(client: Client, *, allow_answers: bool, max_text: int) -> int:
     """Serves on stdin and stdout until stdin ends; returns the exit code."""
+    # The thread that reads stdin cannot be cancelled, and there is nothing to close.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     await build(client, allow_answers=allow_answers, max_text=max_text).run_stdio_async()
     return DONE
 

@@ -131,7 +131,9 @@ func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
 type ListAgentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agents.
-	Agents        []*Agent `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	Agents []*Agent `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	// The version of the server that answers, such as `1.2.3`.
+	ServerVersion string `protobuf:"bytes,2,opt,name=server_version,json=serverVersion,proto3" json:"server_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,6 +173,13 @@ func (x *ListAgentsResponse) GetAgents() []*Agent {
 		return x.Agents
 	}
 	return nil
+}
+
+func (x *ListAgentsResponse) GetServerVersion() string {
+	if x != nil {
+		return x.ServerVersion
+	}
+	return ""
 }
 
 // An agent, and its state on the node that answers.
@@ -282,9 +291,10 @@ const file_runlane_v1_agent_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1erunlane/v1/agent_service.proto\x12\n" +
 	"runlane.v1\"\x13\n" +
-	"\x11ListAgentsRequest\"?\n" +
+	"\x11ListAgentsRequest\"f\n" +
 	"\x12ListAgentsResponse\x12)\n" +
-	"\x06agents\x18\x01 \x03(\v2\x11.runlane.v1.AgentR\x06agents\"\xe8\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2\x11.runlane.v1.AgentR\x06agents\x12%\n" +
+	"\x0eserver_version\x18\x02 \x01(\tR\rserverVersion\"\xe8\x01\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +

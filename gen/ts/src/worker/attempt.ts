@@ -235,7 +235,7 @@ export class Attempt {
   }
 
   async emit(event: Event): Promise<void> {
-    while (this.waiting.length >= this.turn.window && !this.signal.aborted) await this.nextAcked(); // W4
+    while (this.waiting.length >= Math.max(1, this.turn.window) && !this.signal.aborted) await this.nextAcked(); // W4
     this.signal.throwIfAborted();
     const before = this.waiting.at(-1);
     if (!(before && this.last > this.everSent && join(before, event))) this.waiting.push(event);

@@ -5,6 +5,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.StringTokenizer;
 import runlane.v1.RunOuterClass.Artifact;
+import runlane.worker.AgentException;
 import runlane.worker.Turn;
 import runlane.worker.Worker;
 import runlane.worker.v1.WorkerServiceOuterClass.Question;
@@ -24,6 +25,10 @@ public final class Main {
   static void answer(Turn turn) throws Exception {
     if (turn.prompt().startsWith("release ")) {
       release(turn, turn.prompt().substring("release ".length()));
+      return;
+    }
+    if (turn.prompt().equals("recall")) {
+      recall(turn);
       return;
     }
     var prompts = List.of(turn.prompt());
@@ -49,8 +54,7 @@ public final class Main {
     String name = build.replace("\"", "");
     var question = Question.newBuilder().setText("May I deploy " + name + "?").setToolName("deploy");
     if (!turn.ask(question.build()).get(0).getApproval().getApproved()) {
-      turn.say("Not deployed.");
-      return;
+      throw new AgentException("NOT_APPROVED", "nothing was deployed");
     }
     turn.artifact(
         Artifact.newBuilder()
@@ -63,6 +67,15 @@ public final class Main {
     turn.custom("deployed", "{\"build\":" + build + "}");
     turn.setResult("{\"build\":" + build + "}");
     turn.say("Deployed " + name + ".");
+  }
+
+  /** Says what the earlier turns of the session said. */
+  static void recall(Turn turn) throws InterruptedException {
+    for (var message : turn.history()) {
+      for (var part : message.getPartsList()) {
+        turn.say(part.getText() + "|");
+      }
+    }
   }
 
   public static void main(String[] args) throws InterruptedException {

@@ -149,7 +149,7 @@ final class Attempt {
   /** Adds an event, or joins a text with the last one that was not sent (W3); returns its number. */
   long emit(Event event) throws InterruptedException {
     synchronized (slot) {
-      while (waiting.size() >= turn.getWindow() && !isStopped) {
+      while (waiting.size() >= Math.max(1, turn.getWindow()) && !isStopped) {
         slot.wait(); // W4
       }
       checkStopped();
