@@ -64,6 +64,7 @@ RULES: Mapping[int, str] = MappingProxyType(
         45: "Subscribers learn of every input request and of its end",
         46: "A waiting run can be edited, one that left the queue cannot",
         47: "A move changes the order of the starts, and nothing else",
+        48: "A fork has the finished turns, and its origin is untouched",
         50: "The stream of a session is a snapshot and everything after it",
         51: "The stream of a session resumes by cursor, exactly once",
         52: "The stream of a session has the order of its lane",

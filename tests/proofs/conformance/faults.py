@@ -646,6 +646,30 @@ OTHERS = (
         ),
     ),
     Fault(
+        "a fork that copies the turn at work",
+        (48,),
+        (
+            Edit(
+                "core/fork.py",
+                "return min(begun) - 1 if begun else lane.turn",
+                "return lane.turn",
+            ),
+        ),
+        case="A fork of a busy session",
+    ),
+    Fault(
+        "a fork that refuses its repetition",
+        (48,),
+        (
+            Edit(
+                "engine/forking.py",
+                "            and self.at_turn in {0, origin.turn}",
+                "            and not self.at_turn",
+            ),
+        ),
+        case="A repeated fork",
+    ),
+    Fault(
         "a list of requests that ignores the states",
         (45,),
         (Edit("rpc/inputs.py", "        states=states,\n", ""),),
