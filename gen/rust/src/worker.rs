@@ -6,11 +6,13 @@ mod attempt;
 mod run;
 #[cfg(feature = "worker")]
 mod slot;
+#[cfg(feature = "worker")]
+mod turn;
 
 #[cfg(feature = "worker")]
-pub use attempt::{AgentError, AgentResult, Turn};
-#[cfg(feature = "worker")]
 pub use run::{DEFAULT_SERVER, Worker};
+#[cfg(feature = "worker")]
+pub use turn::{AgentError, AgentResult, Turn};
 
 /// Calls of processes that execute runs: `runlane.worker.v1`.
 #[allow(clippy::all, rustdoc::all)]

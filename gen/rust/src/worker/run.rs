@@ -15,8 +15,8 @@ use tokio::time::{sleep, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
 
-use super::attempt::{Agent, AgentResult, Turn};
 use super::slot::{Slot, Stage};
+use super::turn::{Agent, AgentResult, Turn};
 use super::v1::worker_service_client::WorkerServiceClient;
 
 /// Where a server listens by default.

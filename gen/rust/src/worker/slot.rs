@@ -13,7 +13,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::attempt::{Agent, Attempt, Said};
+use super::attempt::Attempt;
+use super::turn::{Agent, Said};
 use super::v1::work_request::{HandBack, Message, Offer};
 use super::v1::work_response;
 use super::v1::worker_service_client::WorkerServiceClient;

@@ -9,10 +9,10 @@ import { hostname } from 'node:os';
 import { type ChannelCredentials, credentials, Metadata } from '@grpc/grpc-js';
 
 import { WorkerServiceClient } from '../gen/runlane/worker/v1/worker_service.js';
-import type { Agent } from './attempt.js';
 import { Slot } from './slot.js';
+import type { Agent } from './turn.js';
 
-export { type Agent, AgentError, Turn, type Yielded } from './attempt.js';
+export { type Agent, AgentError, Turn, type Yielded } from './turn.js';
 export { Artifact, FinishReason, ToolCall, ToolResult, Usage } from '../gen/runlane/v1/run.js';
 export { InputAnswer } from '../gen/runlane/v1/input.js';
 export { Event, Question } from '../gen/runlane/worker/v1/worker_service.js';

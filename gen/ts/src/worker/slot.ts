@@ -4,7 +4,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type ClientDuplexStream, type Metadata, type ServiceError, status } from '@grpc/grpc-js';
 
 import type { WorkerServiceClient, WorkRequest, WorkResponse } from '../gen/runlane/worker/v1/worker_service.js';
-import { type Agent, Attempt, type Message } from './attempt.js';
+import { Attempt, type Message } from './attempt.js';
+import type { Agent } from './turn.js';
 
 const MISTAKES = [
   status.INVALID_ARGUMENT,
