@@ -97,7 +97,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release provenance sbom bench check-lane sim crash nodes rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release provenance sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -154,8 +154,12 @@ sim: $(READY) ## Simulate SEEDS worlds from START on: cancels, crashes, stale la
 crash: $(READY) ## Kill a server under load, ROUNDS times; SEED repeats a failing round
 	cd tests && ../$(BIN)/python -m proofs.crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
 
-nodes: $(READY) ## Kill, stop and cut off three nodes over PostgreSQL for MINUTES; SEED and FIRST repeat a round
-	cd tests && ../$(BIN)/python -m proofs.crash.nodes_run --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST) --rounds 1)
+nodes: $(READY) ## Kill, stop and cut off three nodes over PostgreSQL, and WORKERS (3), for MINUTES; SEED and FIRST repeat a round
+	cd tests && ../$(BIN)/python -m proofs.crash.nodes_run --minutes $(or $(MINUTES),2) --workers $(or $(WORKERS),3) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST) --rounds 1)
+
+# Four of five instants kill the server.
+answers: $(READY) ## Answer, cancel, expire and kill in the same instant, for ROUNDS (1000) questions over STORE (sqlite); SEED repeats them
+	cd tests && ../$(BIN)/python -m proofs.crash.answers --rounds $(or $(ROUNDS),1000) --store $(or $(STORE),sqlite) $(if $(SEED),--seed $(SEED))
 
 soak: $(READY) ## Open and cancel thousands of streams and runs; fail if the server grows
 	cd tests && ../$(BIN)/python -m proofs.crash.soak

@@ -90,6 +90,11 @@ class Server(ListeningProcess):
             raise
         return self
 
+    async def restart(self) -> None:
+        """Kills the server, and starts it again on its store."""
+        await self.kill()
+        await self.__aenter__()
+
     async def __aexit__(self, *error: object) -> None:
         """Ends the server."""
         await self.kill()

@@ -25,6 +25,7 @@ import structlog
 
 from bench import (
     agent_processes,
+    asking,
     before,
     curves,
     gateway,
@@ -66,6 +67,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "agent-processes": agent_processes.agent_processes,
     "messages": waits.messages,
     "runs": memory.runs,
+    "asking": asking.asking,
     "processes": nodes.processes,
     "nodes-cancel": nodes.cancel,
     "nodes-failover": nodes.failover,

@@ -321,6 +321,24 @@ MUTANTS = (
         "no reason to refuse",
     ),
     Mutant(
+        "a run is lost with a node that it has left",
+        "active.host}:\n        return Transition(lane, reply=False)",
+        "active.host, lost_with}:\n        return Transition(lane, reply=False)",
+        "counts its events",
+    ),
+    Mutant(
+        "a run is taken from the node where its worker is now",
+        "active.host}:\n        return Transition(lane, reply=active)",
+        "active.host, lost_with}:\n        return Transition(lane, reply=active)",
+        "changes its node and nothing else",
+    ),
+    Mutant(
+        "a run that is resumed has no node",
+        '{"state": next_state(active.state, Trigger.RESUME), "host": host}',
+        '{"state": next_state(active.state, Trigger.RESUME), "host": ""}',
+        "where it has a slot",
+    ),
+    Mutant(
         "an adoption takes the cancel back",
         "    moved = active._replace(host=host)\n",
         "    moved = active._replace(host=host, state=RunState.ACTIVE, cancel_reason='')\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,33 @@ async def test_r26_a_fold_run_accepted_by_another_node_is_folded(postgres_url: s
         joins = await b.accept("s", "me too", when_busy=WhenBusy.FOLD)
         a.latches.open("g")
         assert (await b.end(joins.run.run_id)).folded_into == host.run.run_id
+
+
+async def test_r25_a_lane_that_changes_during_a_write_leaves_no_gap_in_the_events(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lane that is loaded then counts output whose write is not confirmed yet."""
+    async with two(postgres_url) as (a, b):
+        written, may_confirm = asyncio.Event(), asyncio.Event()
+        append = a.store.append
+
+        async def slow(*what: Any, **more: Any) -> None:
+            await append(*what, **more)
+            written.set()
+            await may_confirm.wait()
+
+        monkeypatch.setattr(a.store, "append", slow)
+        accepted = await a.accept("s", script(say("one"), wait("g"), say("two")))
+        async with asyncio.timeout(SECONDS):
+            await written.wait()
+        await b.queue("s", "x")
+        last = await a.queue("s", "y")
+        may_confirm.set()
+        a.latches.open("g")
+        await a.end(last.run_id)
+        events = await b.events(accepted.run.run_id)
+        assert [event.index for event in events] == list(range(1, len(events) + 1))
+        assert [e.body.text for e in events if isinstance(e.body, TextDelta)] == ["one", "two"]
 
 
 async def test_r17_another_node_continues_the_runs_of_a_stopping_node(postgres_url: str) -> None:

@@ -212,10 +212,10 @@ class Watching(MemoryStore):
         super().__init__()
         self.largest = 0
 
-    async def append(self, key, attempt, events) -> None:  # type: ignore[no-untyped-def]
+    async def append(self, key, attempt, events, **options) -> None:  # type: ignore[no-untyped-def]
         chars = sum(len(event.body.text) for event in events)
         self.largest = max(self.largest, chars)
-        await super().append(key, attempt, events)
+        await super().append(key, attempt, events, **options)
 
 
 @pytest.mark.stores("memory")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.model import (
+    FinishReason,
     Prompt,
     RunEvent,
     RunKey,
@@ -24,17 +26,24 @@ class Shaky(MemoryStore):
     """A store that does not confirm a number of appends; `written`: they are stored nevertheless.
     Reads of prompts fail, too."""
 
-    def __init__(self, *, written: bool) -> None:
+    def __init__(self, *, written: bool, is_shared: bool = False) -> None:
         super().__init__()
         self.written = written
+        self.is_shared = is_shared
         self.appends = self.prompts = 0
 
-    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    async def append(
+        self, key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
         if not self.appends:
-            return await super().append(key, attempt, events)
+            return await super().append(key, attempt, events, host=host)
         self.appends -= 1
+        if self.is_shared:
+            # Another node, where the attempt continues, stores the first of them in between.
+            other = replace(events[0], at=events[0].at - 1, body=TextDelta("other"))
+            await super().append(key, attempt, [other], host=host)
         if self.written:
-            await super().append(key, attempt, events)
+            await super().append(key, attempt, events, host=host)
         raise StoreUnavailable("outcome unknown")
 
     async def get_prompt(self, key: RunKey) -> Prompt | None:
@@ -64,6 +73,17 @@ async def test_output_is_stored_once_if_the_store_does_not_confirm_it(*, written
         events = await node.events(run_id)
         assert "".join(await said(node, run_id)) == "onetwo"
         assert [event.index for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_r33_output_in_the_place_of_another_node_is_not_taken_for_stored() -> None:
+    async with Shaky(written=False, is_shared=True) as store, running(store) as node:
+        store.appends = 1
+        accepted = await node.accept("s", script(say("one"), wait("g"), say("two")))
+        end = await node.end(accepted.run.run_id)
+        assert (end.finish_reason, end.attempt) == (FinishReason.INTERRUPTED, 1)
+        events = await node.events(accepted.run.run_id)
+        assert [event.index for event in events] == list(range(1, len(events) + 1))
+        assert await said(node, accepted.run.run_id) == ["other"]
 
 
 async def test_reading_a_prompt_is_retried_while_the_store_is_unavailable() -> None:

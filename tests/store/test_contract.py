@@ -47,6 +47,7 @@ from runlane_server.store.base import (
     Store,
 )
 from runlane_server.store.lookup import RunFilter
+from runlane_server.store.sqlite.store import SqliteStore
 from support.staging import SECONDS
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
@@ -298,6 +299,30 @@ async def test_append_is_fenced(store: Store, story: Story) -> None:
     bodies = [event.body for event in await events(story, "a")]
     assert TextDelta("never") not in bodies
     assert TextDelta("while cancelling") in bodies
+
+
+async def test_r33_append_from_a_node_that_the_attempt_has_left_is_refused(
+    store: Store, story: Story
+) -> None:
+    if isinstance(store, SqliteStore):
+        pytest.skip("a file has one node")
+    await story.accept("a")
+    key = await story.start("n1")
+    await story.append(TextDelta("first"))
+    await story.commit(rules.adopt(story.lane, "a", 1, host="n2"))
+    late = story.events(TextDelta("late"))
+    for host in ("n1", "", "n"):
+        with pytest.raises(Stale):
+            await store.append(key, 1, late, host=host)
+        with pytest.raises(Stale):
+            await store.keep_part(key, 1, 0, Text("late"), host=host)
+    await story.append(TextDelta("second"))
+    await store.keep_part(key, 1, 0, Text("kept"), host="n2")
+    await story.finish()
+    with pytest.raises(Stale):
+        await store.append(key, 1, late, host="n2")
+    bodies = [event.body for event in await events(story, "a")]
+    assert TextDelta("late") not in bodies
 
 
 async def test_append_to_a_lost_attempt_is_refused(store: Store, story: Story) -> None:

@@ -128,7 +128,9 @@ class Story:
         active = self.lane.active
         assert active is not None
         events = self.events(*bodies)
-        await self.store.append(self.run_key(active.run_id), active.attempt, events)
+        await self.store.append(
+            self.run_key(active.run_id), active.attempt, events, host=active.host
+        )
         active = active._replace(events=events[-1].index)
         self.lane = self.lane._replace(active=active)
 

@@ -22,6 +22,16 @@ from runlane.worker.threads import AgentFunction
 MAX_RECEIVE = (4 << 20) + (64 << 10)
 """A turn may be a little larger than the request that brought its prompt."""
 
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_RECEIVE),
+    # A run is lost after `--worker-lease` (30 s). By then a worker must have noticed that its node
+    # fell silent, given up another one that does not answer, and reached the third: 10 and 5 s for
+    # the ping, and 5 s for a connection (by default 20 s).
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.http2.min_time_between_pings_ms", 10_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+)
+
 HAND_BACK_TIMEOUT = 5.0
 """Seconds to hand runs back at the end of `drain_timeout`."""
 
@@ -142,7 +152,7 @@ class Worker:
             target,
             credentials=self._credentials,
             metadata=self._metadata,
-            options=(("grpc.max_receive_message_length", MAX_RECEIVE),),
+            options=OPTIONS,
             timeout=10.0,
             retry=self._retry,
         )

@@ -137,7 +137,7 @@ func (w *Worker) connect() ([]pb.WorkerServiceClient, func(), error) {
 		conn, err := grpc.NewClient(server,
 			grpc.WithTransportCredentials(secure),
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: wait, MinConnectTimeout: 5 * time.Second}),
-			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
+			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage))) // W1
 		if err != nil {
 			hangUp()

@@ -16,7 +16,7 @@ from dataclasses import fields
 import structlog
 
 from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
-from runlane_server.agents.json_parts import TOO_MANY_PARTS, has_too_many_parts
+from runlane_server.agents.json_parts import has_too_many_parts
 from runlane_server.agents.worker.turn import JsonText
 from runlane_server.core.artifact import MAX_ARTIFACT_BYTES, ArtifactKind, ArtifactPiece
 from runlane_server.core.errors import RunlaneError
@@ -186,8 +186,6 @@ def _tool_call(call: ToolCall) -> ToolCall:
     arguments = clean_text(_text("ToolCall.arguments_json", call.arguments_json))
     if utf8_size(arguments) > MAX_TOOL_BYTES:
         raise InvalidAgentEvent(f"the arguments of {name!r} are larger than 1 MiB")
-    if has_too_many_parts(arguments):
-        raise InvalidAgentEvent(f"the arguments of {name!r} have {TOO_MANY_PARTS}")
     return ToolCall(
         _call_id("ToolCall.tool_call_id", call.tool_call_id), name, _json_object(arguments)
     )
@@ -195,13 +193,15 @@ def _tool_call(call: ToolCall) -> ToolCall:
 
 def _json_object(text: str) -> str:
     """The arguments of a call as a strict JSON object, so that the next turn's history is valid:
-    providers refuse any other forever. Models do emit others, such as half an object."""
+    providers refuse any other forever. Models do emit others, such as half an object, or brackets
+    without end."""
     if not text or text.isspace():
         return "{}"
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        if isinstance(value, dict):
-            return _without_lone_surrogates(text, value)
+        if not has_too_many_parts(text):
+            value = json.loads(text, parse_constant=_refuse_constant)
+            if isinstance(value, dict):
+                return _without_lone_surrogates(text, value)
     except (ValueError, RecursionError):
         pass
     wrapped = _wrap(text)

@@ -102,6 +102,7 @@ class Outbox:
         self._draft = TurnDraft()
         self._key = key
         self._attempt = run.attempt
+        self._host = run.host
         self._store = store
         self._now = now
         self._pulse = pulse
@@ -375,10 +376,11 @@ class Outbox:
             callback()
 
     async def _append(self, batch: Sequence[RunEvent]) -> None:
-        """Stores a batch exactly once: after an unconfirmed write it checks before it retries."""
+        """Stores a batch exactly once: after an unconfirmed write it checks before it retries.
+        Raises Stale."""
         while not await self._is_appended(batch):
             await asyncio.sleep(RETRY_PAUSE)
-            if await self._is_stored(batch[0]):
+            if await self._is_stored(batch[-1]):
                 break
         # Only stored events count: the end of the run is numbered after them. A lane that was read
         # meanwhile may have counted them already.
@@ -400,7 +402,7 @@ class Outbox:
     async def _is_kept(self, number: int, part: Text | Reasoning) -> bool:
         """Tries to store a part once; returns whether the store confirmed it."""
         try:
-            await self._store.keep_part(self._key, self._attempt, number, part)
+            await self._store.keep_part(self._key, self._attempt, number, part, host=self._host)
         except StoreUnavailable:
             if self._store.failed is not None:
                 raise
@@ -410,7 +412,7 @@ class Outbox:
     async def _is_appended(self, batch: Sequence[RunEvent]) -> bool:
         """Tries to store a batch once; returns whether the store confirmed it."""
         try:
-            await self._store.append(self._key, self._attempt, batch)
+            await self._store.append(self._key, self._attempt, batch, host=self._host)
         except StoreUnavailable:
             if self._store.failed is not None:
                 raise
@@ -418,10 +420,14 @@ class Outbox:
         return True
 
     async def _is_stored(self, event: RunEvent) -> bool:
+        """Whether the event is stored, and with it the batch that it ends. Raises Stale if another
+        event has its place: the attempt continues on another node, or is over."""
         found = await retry_read(
             self._store,
             lambda: self._store.run_events(self._key, after=event.index - 1, limit=1, max_bytes=1),
         )
+        if found and (found[0].index, found[0].at) != (event.index, event.at):
+            raise Stale.attempt()
         return bool(found)
 
     @property

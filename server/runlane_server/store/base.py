@@ -428,14 +428,22 @@ class Store(Protocol):
         RunIdTaken.
         """
 
-    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
-        """Adds events to the active run. Raises Stale if that attempt is not the active one."""
+    async def append(
+        self, key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
+        """Adds events to the active run.
 
-    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+        Raises Stale if that attempt is not the active one, or, in a shared store, not active on
+        node `host`: an attempt that moves to another node keeps its number (R33, R36).
+        """
+
+    async def keep_part(
+        self, key: RunKey, attempt: int, number: int, part: Part, *, host: str = ""
+    ) -> None:
         """Stores a part of a long message before the message, which refers to it by a `KeptPart`.
 
         It may be repeated. The first one of an attempt removes those of earlier attempts. Raises
-        Stale if the attempt is not the active one.
+        Stale as `append` does.
         """
 
     async def discard(self, key: SessionKey, at: Micros) -> None:

@@ -87,7 +87,7 @@ class Actor:
     def _new(self, session_id: str = "") -> Accept:
         self._count += 1
         run_id = f"{self._name}-{self._count}"
-        accept = Accept(self._rng, run_id, scripted=self._scripted)
+        accept = Accept(self._rng, run_id, scripted=self._scripted, agents=self._shared.agents)
         accept.session_id = session_id or self._rng.choice(self._shared.sessions)
         self._own.append(accept)
         return accept
@@ -248,12 +248,17 @@ class Actor:
 class Accept:
     """The request of a run: the same each time it is sent."""
 
-    def __init__(self, rng: random.Random, run_id: str, *, scripted: bool) -> None:
+    def __init__(
+        self, rng: random.Random, run_id: str, *, scripted: bool, agents: tuple[str, ...]
+    ) -> None:
         self.run_id = run_id
         self.session_id = ""
         self.when_busy = rng.choice(MODES)
         self.max_attempts = rng.randint(1, 3)
         self._prompt, self._timeout = prompt(rng, run_id, scripted=scripted)
+        self._agent = rng.choice(agents) if len(agents) > 1 else agents[0]
+        if self._agent:
+            self._timeout = None
 
     async def send(self, client: Client) -> RunHandle:
         """Sends the request."""
@@ -263,6 +268,7 @@ class Accept:
             run_id=self.run_id,
             when_busy=self.when_busy,
             timeout=self._timeout,
+            agent=self._agent,
             max_attempts=self.max_attempts,
             allow_missing=True,
         )

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from proofs.crash import cancel_rules, event_rules, nodes_rules, transcript_rules
+from proofs.crash import cancel_rules, event_rules, nodes_rules, transcript_rules, worked
 from proofs.crash.history import History, Outcome
 from runlane import FinishReason, Run
 
@@ -34,6 +34,7 @@ def check(history: History) -> list[Violation]:
         **cancel_rules.RULES,
         **transcript_rules.RULES,
         **(nodes_rules.RULES if history.lease else {}),
+        **(worked.RULES if history.worker_lease else {}),
     }
     return [Violation(name, what) for name, rule in rules.items() for what in rule(history)]
 
@@ -132,7 +133,7 @@ def _sequence(history: History) -> Iterator[str]:
 def _attempts(history: History) -> Iterator[str]:
     """No run exceeds its max_attempts, or is given up before it has used them."""
     for run in history.final.runs.values():
-        if run.attempt > run.max_attempts:
+        if worked.counted_attempts(run, history) > run.max_attempts:
             yield f"{run.run_id} was started {run.attempt} times of {run.max_attempts}"
         complete = run.run_complete
         interrupted = complete and complete.finish_reason is FinishReason.INTERRUPTED

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from proofs.crash.history import History, Rule, SubscriberRecord
+from proofs.crash.worked import WORKED
 from runlane import Folded, Run, RunComplete, RunEvent, RunState, Started, WhenBusy
 
 
@@ -124,7 +125,8 @@ class Span:
 
 def was_waiting(run: Run) -> bool:
     """Whether a started run may have been cancelled while it waited for its next attempt."""
-    return run.state is RunState.CANCELLED and run.attempt < run.max_attempts
+    may_retry = run.attempt < run.max_attempts or run.agent == WORKED
+    return run.state is RunState.CANCELLED and may_retry
 
 
 def spans(run: Run, events: Sequence[RunEvent]) -> list[Span]:

@@ -140,8 +140,9 @@ class AttemptRecord:
 
 @dataclass(slots=True)
 class History:
-    """Everything of one round. With several nodes it has `faults` and `works`; the nodes declare
-    each other dead after `lease` seconds."""
+    """Everything of one round. With several nodes it has `faults` and `attempts`; the nodes declare
+    each other dead after `lease` seconds. With workers, these keep their runs for `worker_lease`
+    seconds."""
 
     accepts: list[AcceptCall] = field(default_factory=list)
     cancels: list[CancelCall] = field(default_factory=list)
@@ -151,6 +152,7 @@ class History:
     faults: list[Fault] = field(default_factory=list)
     attempts: list[AttemptRecord] = field(default_factory=list)
     lease: float = 0.0
+    worker_lease: float = 0.0
     final: Final = field(default_factory=Final)
 
     @property

@@ -44,6 +44,10 @@ class Network(Protocol):
     def address(self, node: int) -> str:
         """The address at which clients and other nodes reach a node."""
 
+    def address_for(self, worker: int, node: int) -> str:
+        """The address at which a worker reaches a node. Workers are numbered after the nodes, and
+        have one link, to the side of the clients."""
+
     def store(self, node: int, url: str) -> str:
         """The URL by which a node reaches a database, from its URL in this process."""
 
@@ -94,6 +98,11 @@ class Namespaces:
 
     def address(self, node: int) -> str:
         """The address at which clients and other nodes reach a node."""
+        return self.listen(node)
+
+    def address_for(self, worker: int, node: int) -> str:
+        """The address at which a worker reaches a node."""
+        del worker
         return self.listen(node)
 
     def store(self, node: int, url: str) -> str:
@@ -197,8 +206,14 @@ async def _run(*command: str) -> None:
 class Proxies:
     """All links on the loopback interface, each through a proxy."""
 
-    def __init__(self, proxies: dict[tuple[int, Side], Proxy]) -> None:
+    def __init__(
+        self, proxies: dict[tuple[int, Side], Proxy], dialled: dict[tuple[int, int], Proxy]
+    ) -> None:
         self._proxies = proxies
+        self._dialled = dialled
+        for (_, node), proxy in dialled.items():
+            # A node that is cut off from clients is cut off from workers.
+            proxy.target = ("127.0.0.1", proxies[node, Side.CLIENTS].port)
 
     def prefix(self, node: int) -> tuple[str, ...]:
         """The prefix of the command that starts a node."""
@@ -214,6 +229,10 @@ class Proxies:
         """The address at which clients and other nodes reach a node."""
         return f"127.0.0.1:{self._proxies[node, Side.CLIENTS].port}"
 
+    def address_for(self, worker: int, node: int) -> str:
+        """The address at which a worker reaches a node."""
+        return f"127.0.0.1:{self._dialled[worker, node].port}"
+
     def store(self, node: int, url: str) -> str:
         """The URL by which a node reaches the database."""
         proxy = self._proxies[node, Side.STORE]
@@ -227,24 +246,35 @@ class Proxies:
 
     async def cut(self, node: int, side: Side, *, reset: bool) -> None:
         """Holds back all data; with `reset`, breaks the connections."""
-        self._proxies[node, side].cut(reset=reset)
+        for proxy in self._links(node, side):
+            proxy.cut(reset=reset)
 
     async def mend(self, node: int, side: Side) -> None:
         """Lets all data through."""
-        self._proxies[node, side].mend()
+        for proxy in self._links(node, side):
+            proxy.mend()
+
+    def _links(self, member: int, side: Side) -> list[Proxy]:
+        if (member, side) in self._proxies:
+            return [self._proxies[member, side]]
+        return [proxy for (worker, _), proxy in self._dialled.items() if worker == member]
 
 
 @asynccontextmanager
-async def proxies(nodes: int) -> AsyncIterator[Proxies]:
+async def proxies(nodes: int, workers: int = 0) -> AsyncIterator[Proxies]:
     """A network of proxies in this process."""
     async with AsyncExitStack() as stack:
-        yield Proxies(
-            {
-                (node, side): await stack.enter_async_context(Proxy())
-                for node in range(nodes)
-                for side in Side
-            }
-        )
+        links = {
+            (node, side): await stack.enter_async_context(Proxy())
+            for node in range(nodes)
+            for side in Side
+        }
+        dialled = {
+            (nodes + worker, node): await stack.enter_async_context(Proxy())
+            for worker in range(workers)
+            for node in range(nodes)
+        }
+        yield Proxies(links, dialled)
 
 
 # --- The database --------------------------------------------------------------------------------

@@ -7,24 +7,42 @@ import json
 import os
 import random
 import signal
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from proofs.crash import witness
-from proofs.crash.faults import CUTS, ENDING, FaultKind, PlannedFault
+from proofs.crash.faults import (
+    CUTS,
+    ENDING,
+    NODES,
+    WORKER_CUTS,
+    WORKER_LEASE,
+    FaultKind,
+    PlannedFault,
+)
 from proofs.crash.network import Network, Side
 from proofs.crash.server import LIMITS
 from proofs.crash.shared import SharedState
+from proofs.crash.worked import WORKED
 from runlane import DeadlineExceeded, RunlaneError
 from runlane.errors import is_transient
-from support.server import ServerProcess
+from support.server import ListeningProcess, ServerProcess
 
 PATH = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
 """The import path of a node, with the agent on it."""
 
 NODE_FLAGS = (*LIMITS, "--insecure-anywhere")
 """The same low limits; the networks belong to the test, so no server is exposed."""
+
+WORKER_FLAGS = (
+    *("--agent", f"{WORKED}=worker", "--worker-lease", f"{WORKER_LEASE}s"),
+    # A cancel has to travel to the worker and back, on a busy machine.
+    *("--cancel-grace", "1s"),
+)
+"""Further flags of a node that workers connect to."""
 
 ANY_NODE = 0.1
 """Probability that a client connects to any node, reachable or not: real clients learn of a lost
@@ -46,7 +64,15 @@ GAVE_UP = '"event": "node cut off from its store"'
 class Node(ServerProcess):
     """A node that can be ended, stopped and cut off."""
 
-    def __init__(self, number: int, folder: Path, network: Network, store: str, lease: float):
+    def __init__(  # noqa: PLR0917 - what it is made of
+        self,
+        number: int,
+        folder: Path,
+        network: Network,
+        store: str,
+        lease: float,
+        flags: Sequence[str] = (),
+    ) -> None:
         self.number = number
         self.reachable = False
         self.reached_at = network.address(number)
@@ -58,6 +84,7 @@ class Node(ServerProcess):
             *("--store", network.store(number, store), "--agent", witness.AGENT),
             *("--node-lease", f"{lease}s", "--node-address", self.reached_at),
             *NODE_FLAGS,
+            *flags,
             env={witness.FILE: str(self.witness), "PYTHONPATH": PATH},
             listen=network.listen(number),
             prefix=network.prefix(number),
@@ -99,6 +126,8 @@ class Node(ServerProcess):
             self.reachable = Side.CLIENTS not in CUTS[hit.kind]
             for side in CUTS[hit.kind]:
                 await self._network.cut(self.number, side, reset=hit.reset)
+            if hit.kind is FaultKind.VANISH:
+                await self.kill()
         else:
             self.send(signal.SIGSTOP)
         await asyncio.sleep(hit.seconds)
@@ -113,11 +142,54 @@ class Node(ServerProcess):
         return code
 
 
+class WorkerProcess(ListeningProcess):
+    """A worker of the SDK that can be ended, stopped and cut off; numbered after the nodes."""
+
+    def __init__(self, number: int, folder: Path, network: Network) -> None:
+        self.number = number
+        self.witness = folder / "witness.jsonl"
+        self._network = network
+        folder.mkdir()
+        targets = [network.address_for(number, node) for node in range(NODES)]
+        # Each begins at another node.
+        targets = targets[number % NODES :] + targets[: number % NODES]
+        command = (*network.prefix(number), sys.executable, "-m", "proofs.crash.worked", *targets)
+        env = {**os.environ, witness.FILE: str(self.witness), "PYTHONPATH": PATH}
+        super().__init__(command, folder, env=env)
+
+    @property
+    def errors(self) -> list[str]:
+        """The errors in the log that should never happen."""
+        return [line for line in self.log.splitlines() if line.startswith("Traceback")]
+
+    async def suffer(self, hit: PlannedFault) -> int:
+        """Injects a fault, and returns when it is over; returns the exit code of a drained
+        worker."""
+        code = 0
+        if hit.kind is FaultKind.DRAIN:
+            code = await self.stop(signal.SIGTERM)
+        elif hit.kind is FaultKind.KILL:
+            await self.kill()
+        elif hit.kind in WORKER_CUTS:
+            await self._network.cut(self.number, Side.CLIENTS, reset=hit.reset)
+        else:
+            self.send(signal.SIGSTOP)
+        await asyncio.sleep(hit.seconds)
+        if hit.kind in ENDING:
+            await self.start()
+        elif hit.kind in WORKER_CUTS:
+            await self._network.mend(self.number, Side.CLIENTS)
+        else:
+            self.send(signal.SIGCONT)
+        return code
+
+
 @dataclass(slots=True)
 class NodesSharedState(SharedState):
     """The shared state of clients that move from node to node."""
 
     nodes: list[Node] = field(default_factory=list)
+    workers: list[WorkerProcess] = field(default_factory=list)
     choice: random.Random = field(default_factory=random.Random)
 
     def pick(self) -> str:

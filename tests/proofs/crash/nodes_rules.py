@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from proofs.crash.faults import GAVE_UP, LOSING, PAUSES, FaultKind
+from proofs.crash.faults import GAVE_UP, LOSING, NODES, PAUSES, FaultKind
 from proofs.crash.history import AttemptRecord, Fault, History, Rule
+from proofs.crash.worked import attempts_of
 from runlane import Run, Started
 
 LATE = 10.0
@@ -20,6 +21,13 @@ NOTICE = 1.5
 
 AFTER = 5.0
 """Seconds beyond two leases in which a fault still has effects: reconnecting takes time."""
+
+NOTICED = 30.0
+"""Seconds after which a node has noticed that a worker is silent (`rpc.endpoint.OPTIONS`)."""
+
+UNAWARE = 25.0
+"""Seconds in which a worker without a fault of its own learns that its attempt is over: it notices
+a node that vanished, and connects to another one."""
 
 
 def _begun_twice(history: History) -> Iterator[str]:
@@ -65,11 +73,40 @@ def _at_once(history: History) -> Iterator[str]:
                 lost = _stood_still(earlier, later.begun, history)
                 if lost or _stood_still(later, later.begun, history, NOTICE):
                     continue
+                workers = filter(_is_of_worker, (earlier, later))
+                if any(_did_not_know(work, later.begun, history) for work in workers):
+                    continue
                 yield (
                     f"in {session_id} attempt {later.attempt} of {later.run_id} was begun on node "
                     f"{later.node} at {later.begun}, while attempt {earlier.attempt} of "
                     f"{earlier.run_id} was worked on, on node {earlier.node} until {earlier.ended}"
                 )
+
+
+def _is_of_worker(work: AttemptRecord) -> bool:
+    return work.node >= NODES
+
+
+def _did_not_know(work: AttemptRecord, until: datetime, history: History) -> bool:
+    """Whether a worker may not have known yet that its attempt was over, or got its turn late,
+    because a fault of its own or of a node had broken its connection."""
+    effects = timedelta(seconds=2 * history.lease + AFTER)
+    broken = [
+        fault
+        for fault in history.faults
+        if (fault.node == work.node or fault.node < NODES)
+        and fault.begun <= until
+        and fault.ended + effects >= work.begun
+    ]
+    if not broken or work.ended is None:
+        return bool(broken)
+    aware, since = timedelta(0), until
+    for fault in sorted(history.faults, key=lambda fault: fault.begun):
+        if fault.node == work.node and fault.ended > since:
+            aware += max(min(fault.begun, work.ended) - since, timedelta(0))
+            since = fault.ended
+    aware += max(work.ended - since, timedelta(0))
+    return aware <= timedelta(seconds=UNAWARE)
 
 
 def _until_end(work: AttemptRecord, history: History) -> AttemptRecord:
@@ -80,7 +117,7 @@ def _until_end(work: AttemptRecord, history: History) -> AttemptRecord:
         fault.ended if fault.kind is FaultKind.DRAIN else fault.begun
         for fault in history.faults
         if fault.node == work.node
-        and fault.kind in {FaultKind.KILL, FaultKind.DRAIN}
+        and fault.kind in {FaultKind.KILL, FaultKind.DRAIN, FaultKind.VANISH}
         and fault.ended >= work.begun
     ]
     return replace(work, ended=min(ends, default=None))
@@ -109,7 +146,7 @@ def _stood_still(
 
 
 def _uncaused(history: History) -> Iterator[str]:
-    """A run is started again only after a fault of its node."""
+    """A run is started again only after a fault of its node, or of its worker (R36)."""
     worked = {(work.run_id, work.attempt): work for work in history.attempts}
     for run_id in history.final.runs:
         for (lost, begun), (_, at) in itertools.pairwise(_starts(history, run_id)):
@@ -122,9 +159,19 @@ def _uncaused(history: History) -> Iterator[str]:
 def _may_have_lost(
     fault: Fault, work: AttemptRecord | None, begun: datetime, at: datetime, history: History
 ) -> bool:
-    effects = timedelta(seconds=2 * history.lease + AFTER)
+    seconds = 2 * history.lease + AFTER
     same = work is None or work.node == fault.node
-    return same and fault.begun <= at and fault.ended + effects >= begun
+    if work is not None and _is_of_worker(work):
+        if same:
+            seconds = NOTICED + history.worker_lease + AFTER
+        # A node may be lost before it knows that the worker has begun.
+        same = same or not _has_output(work, history)
+    return same and fault.begun <= at and fault.ended + timedelta(seconds=seconds) >= begun
+
+
+def _has_output(work: AttemptRecord, history: History) -> bool:
+    attempts = dict(attempts_of(history.final.events.get(work.run_id, [])))
+    return bool(attempts.get(work.attempt))
 
 
 def near(fault: Fault, history: History) -> bool:
@@ -143,17 +190,21 @@ def _late(history: History) -> Iterator[str]:
     Only the time counts in which another node was able to take over.
     """
     for fault, run, seconds in recoveries(history):
-        if seconds <= history.lease + LATE:
+        limit = history.lease + LATE
+        if fault.node >= NODES:
+            # If its node is lost too, the lease of the worker begins again on another one.
+            limit = 2 * history.worker_lease + LATE
+        if seconds <= limit:
             continue
         end = fault.begun + timedelta(seconds=seconds)
-        if seconds - _alone(fault, end, history) > history.lease + LATE:
+        if seconds - _alone(fault, end, history) > limit:
             yield f"{run.run_id} stood still for {seconds:.1f} s after the {fault.kind} of its node"
 
 
 def _alone(fault: Fault, end: datetime, history: History) -> float:
     """Seconds in which all other nodes had a fault too, so that none could take over."""
     lease = timedelta(seconds=history.lease)
-    others = [f for f in history.faults if f.node != fault.node]
+    others = [f for f in history.faults if f.node != fault.node and f.node < NODES]
     nodes = {f.node for f in others}
     edges = [edge for f in others for edge in (f.begun, f.ended + lease)]
     edges = sorted({fault.begun, end, *(edge for edge in edges if fault.begun < edge < end)})
@@ -184,7 +235,9 @@ def recoveries(history: History) -> Iterator[tuple[Fault, Run, float]]:
 def _was_lost(work: AttemptRecord, fault: Fault, history: History) -> bool:
     if fault.node != work.node or fault.kind not in LOSING:
         return False
-    if fault.kind is FaultKind.KILL:
+    if _is_of_worker(work) and fault.kind is not FaultKind.KILL:
+        return False  # the connection may outlast it
+    if fault.kind in {FaultKind.KILL, FaultKind.VANISH}:
         return work.ended is None and _until_end(work, history).ended == fault.begun
     return work.begun < fault.begun and (work.ended is None or work.ended > fault.begun)
 

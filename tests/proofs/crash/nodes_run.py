@@ -37,6 +37,7 @@ def main() -> int:
     )
     parser.add_argument("--first", type=int, default=1, help="number of the first round")
     parser.add_argument("--seconds", type=float, default=40.0, help="seconds of load per round")
+    parser.add_argument("--workers", type=int, default=0, help="number of workers")
     parser.add_argument("--lease", type=float, default=2.0, help="lease of the nodes in seconds")
     parser.add_argument(
         "--proxies", action="store_true", help="use proxies even if namespaces are possible"
@@ -60,15 +61,17 @@ class Totals:
 
 
 @asynccontextmanager
-async def surroundings(*, own_proxies: bool = False) -> AsyncIterator[tuple[Network, str]]:
-    """A network for the nodes, and the URL of a database."""
+async def surroundings(
+    *, own_proxies: bool = False, workers: int = 0
+) -> AsyncIterator[tuple[Network, str]]:
+    """A network for nodes and workers, and the URL of a database."""
     other = os.environ.get(OTHER_SERVER)
     async with AsyncExitStack() as stack:
         if other or own_proxies or why_no_namespaces():
-            network: Network = await stack.enter_async_context(proxies(NODES))
+            network: Network = await stack.enter_async_context(proxies(NODES, workers))
             yield network, other or stack.enter_context(own_postgres()).url
             return
-        spaces = stack.enter_context(namespaces(NODES))
+        spaces = stack.enter_context(namespaces(NODES + workers))
         server = OwnPostgres()
         stack.callback(server.remove)
         open_to(server, spaces)
@@ -82,11 +85,12 @@ async def _play_all(options: argparse.Namespace) -> int:
     why = why_no_namespaces()
     if why or options.proxies:
         print(f"connections are cut by proxies{': ' * bool(why)}{why}")
-    async with surroundings(own_proxies=options.proxies) as (network, base):
+    own, workers = options.proxies, options.workers
+    async with surroundings(own_proxies=own, workers=workers) as (network, base):
         for number in range(options.first, options.first + options.rounds):
             if time.monotonic() - begun > options.minutes * 60:
                 break
-            plan = Plan.draw(f"{options.seed}/{number}", options.seconds, options.lease)
+            plan = Plan.draw(f"{options.seed}/{number}", options.seconds, options.lease, workers)
             async with fresh_database(base) as url:
                 report, kept = await _play(plan, network, url)
             totals.add(report, kept)

@@ -175,10 +175,12 @@ async def _unless_failed(tasks: list[asyncio.Task[None]], wait: Awaitable[None])
             raise RuntimeError("a client left early")
 
 
-async def bounded(what: str, work: Awaitable[object], violations: list[Violation]) -> None:
+async def bounded(
+    what: str, work: Awaitable[object], violations: list[Violation], patience: float = PATIENCE
+) -> None:
     """Awaits something that has to end; otherwise that is a violation."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             await work
             return
     violations.append(Violation("stuck", f"{what} did not come to an end"))

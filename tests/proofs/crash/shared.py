@@ -18,7 +18,7 @@ class SharedState:
 
     `listening` are the subscriptions and followers, which end by themselves after the last runs.
     `timeout` is that of a call in seconds; a stream is resumed after `stay` seconds. `cancels` is
-    the fraction of the drawn cancels that is sent.
+    the fraction of the drawn cancels that is sent. `agents` are those that runs name.
     """
 
     rng: random.Random
@@ -27,6 +27,7 @@ class SharedState:
     timeout: float = 10.0
     stay: float | None = None
     cancels: float = 1.0
+    agents: tuple[str, ...] = ("",)
     history: History = field(default_factory=History)
     up: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from proofs.crash.faults import FaultKind, Plan, PlannedFault
+from proofs.crash.faults import WORKERS, FaultKind, Plan, PlannedFault
 from proofs.crash.network import why_no_namespaces
 from proofs.crash.nodes_round import play
 from proofs.crash.nodes_run import surroundings
@@ -41,3 +41,30 @@ async def test_faults_of_nodes_lose_no_accepted_run(tmp_path: Path) -> None:
     assert report.history.acknowledged
     assert report.recoveries
     print(report.figures())
+
+
+WORKER_HITS = (
+    (1.0, PlannedFault(0, K.VANISH, 22.0)),
+    (2.0, PlannedFault(3, K.KILL, 1.0)),
+    (4.0, PlannedFault(4, K.CUT_CLIENTS, 4.0, reset=True)),
+    (6.0, PlannedFault(5, K.PAUSE, 2.0)),
+    (9.0, PlannedFault(1, K.DRAIN, 0.0)),
+    (12.0, PlannedFault(4, K.DRAIN, 0.0)),
+    (14.0, PlannedFault(2, K.LONG_PAUSE, 2.6)),
+)
+
+
+@pytest.mark.timeout(400)
+async def test_faults_of_nodes_and_workers_lose_no_accepted_run(tmp_path: Path) -> None:
+    """R33 to R37 hold too: a node that vanishes costs no run of a worker (R36)."""
+    skip_without_wheel()
+    plan = Plan("workers", seconds=24.0, lease=2.0, hits=WORKER_HITS, actors=4, workers=WORKERS)
+    async with surroundings(workers=WORKERS) as (network, base), fresh_database(base) as url:
+        report = await play(plan, tmp_path, network, url)
+    report.history.save(tmp_path / "history.jsonl")
+    assert report.violations == []
+    figures = report.figures()
+    assert figures["faults"] == len(WORKER_HITS)
+    assert figures["completed by workers"]
+    assert figures["continued on another node"]
+    print(figures)

@@ -100,10 +100,11 @@ class Command:
     """A command with all that it takes. `max_attempts` and `retry` are those of the run accepted,
     `agent` the one that it names, or the one whose waiting runs fail; `error` is why a finish
     fails, and `at` is the time of a dispatch; `host` is the node of the active run's supervisor, or
-    the one that adopts it; `expected` is the active run that an accept expects; `key` is that of
-    the question asked or answered; an agent that parks to `restart` leaves no checkpoint. An update
-    changes the prompt if it `edits`, `sends` the run in another way, and moves it to a `place`, if
-    the run is at `revision`; `repeated`: it is the last update of the run again."""
+    the one that starts, resumes or adopts it; `lost_with` is the node with which it was lost;
+    `expected` is the active run that an accept expects; `key` is that of the question asked or
+    answered; an agent that parks to `restart` leaves no checkpoint. An update changes the prompt if
+    it `edits`, `sends` the run in another way, and moves it to a `place`, if the run is at
+    `revision`; `repeated`: it is the last update of the run again."""
 
     verb: Verb
     token: str = ""
@@ -120,6 +121,7 @@ class Command:
     error: RunError = BOOM
     agent: str = ""
     host: str | None = None
+    lost_with: str | None = None
     expected: str = ""
     key: str = ""
     has_default: bool = False
@@ -135,6 +137,7 @@ class Command:
 
     def __str__(self) -> str:
         node = () if self.host is None else (f"on {self.host!r}",)
+        lost = () if self.lost_with is None else (f"lost with {self.lost_with!r}",)
         arguments: dict[Verb, tuple[str, ...]] = {
             Verb.RESERVE: (self.token, self.run_id),
             Verb.RELEASE: (self.token,),
@@ -151,10 +154,12 @@ class Command:
                 "ok" if self.ok else self.error.reason,
                 *node,
             ),
-            Verb.DISPATCH: ("later",) if self.at > AT else (),
+            Verb.DISPATCH: ("later" * (self.at > AT), *node),
+            Verb.RESUME: node,
+            Verb.NODE_LOST: lost,
             Verb.HAND_OVER: (self.run_id, str(self.attempt), *node),
             Verb.HAND_BACK: (self.run_id, str(self.attempt), *node),
-            Verb.ADOPT: (self.run_id, str(self.attempt), *node),
+            Verb.ADOPT: (self.run_id, str(self.attempt), *node, *lost),
             Verb.ASK: (
                 *(self.run_id, str(self.attempt), self.key, "default" * self.has_default),
                 *("resumable" * self.resumable, "park" * self.park, "restart" * self.restart),
@@ -224,6 +229,11 @@ class Command:
                 return None if idle else SessionBusy
             case _:
                 return None
+
+    def is_late(self, lane: Lane) -> bool:
+        """Whether the active run is not on the node any more with which it was lost."""
+        active = lane.active
+        return active is not None and self.lost_with not in {None, active.host}
 
     def _is_of_active(self, lane: Lane) -> bool:
         active = lane.active
@@ -338,7 +348,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         allow_missing=self.allow_missing,
         agents=AGENTS,
     ),
-    Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=self.at),
+    Verb.DISPATCH: lambda rules, lane, self: rules.dispatch(lane, at=self.at, host=self.host or ""),
     Verb.CANCEL: lambda rules, lane, self: rules.cancel(
         lane, self.scope, at=AT, run_id=self.run_id, reason="why not"
     ),
@@ -363,7 +373,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
     Verb.EXPIRE: lambda rules, lane, self: rules.expire(
         lane, self.run_id, self.input_id_of(lane), at=AT
     ),
-    Verb.RESUME: lambda rules, lane, _: rules.resume(lane, at=AT),
+    Verb.RESUME: lambda rules, lane, self: rules.resume(lane, at=AT, host=self.host or ""),
     Verb.FINISH: lambda rules, lane, self: rules.finish(
         lane,
         self.run_id,
@@ -374,7 +384,12 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         host=self.host,
     ),
     Verb.NODE_LOST: lambda rules, lane, self: rules.node_lost(
-        lane, *_of_active(lane), at=AT, content=spoken(lane), events=streamed(lane)
+        lane,
+        *_of_active(lane),
+        at=AT,
+        content=spoken(lane),
+        events=streamed(lane),
+        lost_with=self.lost_with,
     ),
     Verb.HAND_OVER: lambda rules, lane, self: rules.hand_over(
         lane,
@@ -396,7 +411,7 @@ _CALLS: Mapping[Verb, Callable[[ModuleType, Lane, Command], object]] = {
         host=self.host,
     ),
     Verb.ADOPT: lambda rules, lane, self: rules.adopt(
-        lane, self.run_id, self.attempt, host=self.host or ""
+        lane, self.run_id, self.attempt, host=self.host or "", lost_with=self.lost_with
     ),
     Verb.UPDATE: lambda rules, lane, self: rules.update(lane, self.update_of(lane), at=AT),
     Verb.FAIL_WAITING: lambda rules, lane, self: rules.fail_waiting(
@@ -530,9 +545,16 @@ def hand_back(run_id: str, attempt: int = 1) -> Command:
     return Command(Verb.HAND_BACK, run_id=run_id, attempt=attempt)
 
 
-def adopt(run_id: str, attempt: int = 1, *, host: str = ELSEWHERE) -> Command:
-    """A node adopts the active run."""
-    return Command(Verb.ADOPT, run_id=run_id, attempt=attempt, host=host)
+def adopt(
+    run_id: str, attempt: int = 1, *, host: str = ELSEWHERE, lost_with: str | None = None
+) -> Command:
+    """A node adopts the active run, if it was lost with a node: if it is still there."""
+    return Command(Verb.ADOPT, run_id=run_id, attempt=attempt, host=host, lost_with=lost_with)
+
+
+def node_lost(lost_with: str) -> Command:
+    """A node is lost, and with it the active run, if it is still there."""
+    return Command(Verb.NODE_LOST, lost_with=lost_with)
 
 
 def update(
@@ -560,8 +582,10 @@ def update(
 
 DISPATCH = Command(Verb.DISPATCH)
 DISPATCH_LATER = Command(Verb.DISPATCH, at=LATER)
+DISPATCH_ELSEWHERE = Command(Verb.DISPATCH, host=ELSEWHERE)
 NODE_LOST = Command(Verb.NODE_LOST)
 RESUME = Command(Verb.RESUME)
+RESUME_ELSEWHERE = Command(Verb.RESUME, host=ELSEWHERE)
 FAIL_WAITING = Command(Verb.FAIL_WAITING)
 FAIL_OTHER = Command(Verb.FAIL_WAITING, agent=OTHER)
 REMOVE = Command(Verb.REMOVE)

@@ -194,6 +194,8 @@ def _dispatch(before: Lane, command: Command, made: Transition) -> str | None:
     active = made.lane.active
     if active is None or active.run_id != head.run_id or active.attempt != head.attempt + 1:
         return "the first one is started (R7)"
+    if active.host != (command.host or ""):
+        return "it is active on the node that starts it (R32)"
     if made.reply != active or [run.run_id for run in made.lane.waiting] != [
         run.run_id for run in before.waiting[1:]
     ]:
@@ -334,8 +336,11 @@ def waits_for_retry(lane: Lane) -> LaneRun | None:
     return lane.waiting[0]
 
 
-def _node_lost(before: Lane, _: Command, made: Transition) -> str | None:  # noqa: PLR0911
+def _node_lost(before: Lane, command: Command, made: Transition) -> str | None:  # noqa: PLR0911
     active = before.active
+    if command.is_late(before):
+        kept = made.lane == before and not made.needs_commit and not made.reply
+        return None if kept else "a run is not lost with a node where it is not any more (R36)"
     if is_parked(active) and active is not None and not active.asking.expired:
         return None if made.lane == before else "a parked run has no node (R44)"
     if made.reply != (active is not None):
@@ -382,7 +387,8 @@ def _adopt(before: Lane, command: Command, made: Transition) -> str | None:
     """The run changes its node and nothing else (R36)."""
     active = before.active
     waits = active is not None and active.state is _S.INPUT_REQUIRED
-    moved = active if active is None or waits else active._replace(host=command.host or "")
+    stays = waits or command.is_late(before)
+    moved = active if active is None or stays else active._replace(host=command.host or "")
     if made.lane != before._replace(active=moved) or made.reply != moved:
         return "an adopted run changes its node and nothing else (R36)"
     return None if not (made.events or made.messages) else "an adoption is no event (R36)"

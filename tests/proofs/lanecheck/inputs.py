@@ -136,7 +136,7 @@ def _check_command(before: Lane, command: Command, made: Transition) -> None:
         case Verb.ASK:
             require(not made.needs_commit, "a run that is about to end asks nothing (R42)")
         case Verb.RESUME:
-            _check_resume(before, made)
+            _check_resume(before, command, made)
         case Verb.EXPIRE if was is not None and was.run_id == command.run_id:
             item = command.input_of(before)
             fails = item is not None and item.default_json is None
@@ -147,7 +147,7 @@ def _check_command(before: Lane, command: Command, made: Transition) -> None:
             error = made.completes[0].error
             require(error is not None and error.reason == "INPUT_EXPIRED", "it fails (R43)")
         case Verb.NODE_LOST | Verb.HAND_OVER:
-            _check_lost(before, made)
+            _check_lost(before, command, made)
         case _:
             pass
 
@@ -164,7 +164,7 @@ def _check_park(before: Lane, command: Command, made: Transition, active: LaneRu
         require(made.lane.folded == before.folded, "its turn goes on (R44)")
 
 
-def _check_resume(before: Lane, made: Transition) -> None:
+def _check_resume(before: Lane, command: Command, made: Transition) -> None:
     was, active = before.active, made.lane.active
     if not before.can_resume or was is None or active is None:
         require(not made.needs_commit and made.reply is None, "R41: not before all is answered")
@@ -177,13 +177,14 @@ def _check_resume(before: Lane, made: Transition) -> None:
     again = was.asking.restarts
     require(active.attempt == was.attempt + again, "a lost agent begins again, fenced off (R44)")
     require(not active.asking.parked, "it has an agent again")
+    require(active.host == (command.host or ""), "it goes on where it has a slot (R41)")
 
 
-def _check_lost(before: Lane, made: Transition) -> None:
+def _check_lost(before: Lane, command: Command, made: Transition) -> None:
     was, active = before.active, made.lane.active
     if was is None or was.state is not RunState.INPUT_REQUIRED or was.asking.expired:
         return
-    if was.asking.parked:
+    if was.asking.parked or command.is_late(before):
         require(made.lane == before and not made.needs_commit, "a parked run has no node (R44)")
     elif was.asking.resumable:
         kept = active is not None and active.run_id == was.run_id and active.asking.parked

@@ -268,6 +268,7 @@ def _check_events(before: Lane, command: Command, made: Transition) -> None:
     asks = command.verb is Verb.ASK and made.needs_commit
     lost = {Verb.NODE_LOST, Verb.HAND_OVER, Verb.HAND_BACK}
     kept = command.verb in lost and is_parked(active) and not (active and active.asking.expired)
+    kept = kept or command.is_late(before)
     if active is not None and (command.verb in counting or asks) and not kept:
         counts[active.run_id] = streamed(before)
     ended: set[str] = set()

@@ -19,6 +19,7 @@ from typing import Any
 
 from proofs.lanecheck.commands import (
     DISPATCH,
+    DISPATCH_ELSEWHERE,
     DISPATCH_LATER,
     ELSEWHERE,
     EMPTY,
@@ -31,6 +32,7 @@ from proofs.lanecheck.commands import (
     POLICY,
     REMOVE,
     RESUME,
+    RESUME_ELSEWHERE,
     Command,
     Verb,
     adopt,
@@ -45,6 +47,7 @@ from proofs.lanecheck.commands import (
     hand_over,
     live,
     live_ids,
+    node_lost,
     reserve,
     stored,
     update,
@@ -198,19 +201,19 @@ def _path_to(state: State, came: dict[State, tuple[State, Command] | None]) -> l
 # --- The commands -------------------------------------------------------------------------------
 
 
-def commands(world: World, bounds: Bounds) -> Iterator[Command]:  # noqa: C901 - one per family
+def commands(world: World, bounds: Bounds) -> Iterator[Command]:
     """All commands that can make a difference in a world, including those that are refused."""
     lane = world.lane
     yield from _accepts(world, bounds)
     yield from (DISPATCH, NODE_LOST, FAIL_WAITING, REMOVE)
-    if bounds.retries:
-        yield DISPATCH_LATER
-    if bounds.agents:
-        yield FAIL_OTHER
+    yield from [DISPATCH_LATER] * bounds.retries
+    yield from [FAIL_OTHER] * bounds.agents
     yield from map(cancel, (CancelScope.SESSION, CancelScope.ACTIVE, CancelScope.WAITING))
     names = dict.fromkeys([*sorted(live_ids(lane)), *(held.run_id for held in lane.reservations)])
     for run_id in (*names, "unknown"):
         yield cancel(CancelScope.RUN, run_id)
+    if bounds.nodes:
+        yield from (DISPATCH_ELSEWHERE, RESUME_ELSEWHERE, *map(node_lost, ("", ELSEWHERE)))
     if lane.active is not None:
         run_id, attempt = lane.active.run_id, lane.active.attempt
         yield drain(run_id, attempt)
@@ -260,6 +263,10 @@ def _adopts(active: LaneRun) -> Iterator[Command]:
     yield adopt(run_id, attempt, host="")
     yield adopt(run_id, attempt)
     yield adopt(run_id, attempt + 1)
+    # A node recovers what another one has lost, perhaps a moment before.
+    for host in ("", ELSEWHERE):
+        yield adopt(run_id, attempt, host=host, lost_with="")
+        yield adopt(run_id, attempt, host=host, lost_with=ELSEWHERE)
     # The supervisor on the node where the run was before it was adopted.
     late = "" if active.host else ELSEWHERE
     for command in (drain, finish, hand_over, hand_back):

@@ -251,16 +251,21 @@ class SimStore:
         )
         return transition.lane.version
 
-    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    async def append(
+        self, key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
         """Adds events to the active run."""
         write = self._disk.data.append
         await self._write(
-            lambda: write(key, attempt, events), tenant=key.tenant, appended=key.run_id
+            lambda: write(key, attempt, events, host=host), tenant=key.tenant, appended=key.run_id
         )
 
-    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+    async def keep_part(
+        self, key: RunKey, attempt: int, number: int, part: Part, *, host: str = ""
+    ) -> None:
         """Stores a part of a long message."""
-        await self._write(lambda: self._disk.data.keep_part(key, attempt, number, part))
+        write = self._disk.data.keep_part
+        await self._write(lambda: write(key, attempt, number, part, host=host))
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         """Removes a session."""

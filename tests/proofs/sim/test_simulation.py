@@ -16,7 +16,7 @@ TESTS = Path(__file__).parents[2]
 
 SEEDS = 200
 
-MOST_SEEDS = 1_000
+MOST_SEEDS = 2_000
 """Number of worlds within which a mutant must be found."""
 
 

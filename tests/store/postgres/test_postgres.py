@@ -605,13 +605,20 @@ async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_o
         assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
 
 
-BEFORE_FORKS = """
+BEFORE_FENCE = """
+    DROP FUNCTION commit_fenced;
+    DROP TYPE host_fence;
+"""
+"""Takes step 21 of the schema back."""
+
+BEFORE_FORKS = f"""
+    {BEFORE_FENCE}
     DROP FUNCTION create_fork;
     DROP FUNCTION remove_copy CASCADE;
     DROP TABLE copied_messages, copied_attachments, copied_parts, unfinished_copies;
     ALTER TABLE sessions DROP COLUMN origin_id, DROP COLUMN origin_turn, DROP COLUMN copy_id;
 """
-"""Takes step 20 of the schema back."""
+"""Takes the steps from 20 on of the schema back."""
 
 BEFORE_LOOKUP = f"""
     {BEFORE_FORKS}

@@ -118,7 +118,7 @@ impl Worker {
         for server in &self.servers {
             let channel = Endpoint::from_shared(url(server))?
                 .connect_timeout(Duration::from_secs(5))
-                .http2_keep_alive_interval(Duration::from_secs(20))
+                .http2_keep_alive_interval(Duration::from_secs(10))
                 .keep_alive_timeout(Duration::from_secs(5))
                 .connect_lazy();
             clients.push(WorkerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)); // W1

@@ -92,7 +92,7 @@ export class Worker {
       (server) =>
         new WorkerServiceClient(server, secure, {
           'grpc.max_receive_message_length': MAX_MESSAGE, // W1
-          'grpc.keepalive_time_ms': 20_000,
+          'grpc.keepalive_time_ms': 10_000,
           'grpc.keepalive_timeout_ms': 5_000,
           // By default, grpc waits up to two minutes between attempts to connect: longer than the worker
           // lease (W8).

@@ -153,13 +153,17 @@ class MemoryStore:
         publish_lane(self.listener, change)
         return transition.lane.version
 
-    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    async def append(
+        self, key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
         if events:
-            self._tables.append(key, attempt, events)
+            self._tables.append(key, attempt, host, events)
             self._publish(key.tenant, (), events)
 
-    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
-        self._tables.keep_part(key, attempt, number, part)
+    async def keep_part(
+        self, key: RunKey, attempt: int, number: int, part: Part, *, host: str = ""
+    ) -> None:
+        self._tables.keep_part(key, attempt, host, number, part)
 
     async def discard(self, key: SessionKey, at: Micros) -> None:
         row = self._tables.sessions.get(key)

@@ -112,24 +112,24 @@ class Tables:
         else:
             self._apply(transition)
 
-    def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    def append(self, key: RunKey, attempt: int, host: str, events: Sequence[RunEvent]) -> None:
         """Adds events to the active run. Raises Stale."""
-        row = self._active(key, attempt)
+        row = self._active(key, attempt, host)
         if row.events[-1].index >= events[0].index:
             raise Stale.attempt()
         row.events += events
         session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
         session.lane = _with_events(session.lane, key.run_id, events[-1].index)
 
-    def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+    def keep_part(self, key: RunKey, attempt: int, host: str, number: int, part: Part) -> None:
         """Keeps a part of a long message of the active run. Raises Stale."""
-        row = self._active(key, attempt)
+        row = self._active(key, attempt, host)
         if number == 0:
             row.kept = {place: kept for place, kept in row.kept.items() if place[0] == attempt}
         row.kept[attempt, number] = part
 
-    def _active(self, key: RunKey, attempt: int) -> RunRow:
-        """A run whose active attempt it is. Raises Stale."""
+    def _active(self, key: RunKey, attempt: int, host: str) -> RunRow:
+        """A run whose active attempt it is, on its host. Raises Stale."""
         row = self.runs.get(key)
         if (
             row is None
@@ -137,6 +137,9 @@ class Tables:
             or row.run.folded_into
             or row.run.attempt != attempt
         ):
+            raise Stale.attempt()
+        active = self.sessions[SessionKey(key.tenant, row.run.session_id)].lane.active
+        if active is None or active.host != host:
             raise Stale.attempt()
         return row
 

@@ -75,7 +75,7 @@ PARAMETERS = (
     "edited_prompts",
     "edited_attachments",
 )
-"""The parameters of `commit_updates`, in order."""
+"""The parameters of `commit_fenced`, in order."""
 
 NUMBERED = frozenset(
     {"new_lanes", "changed_lanes", "removed_lanes", "new_runs", "fences", "new_lane_events"}
@@ -185,11 +185,11 @@ def discard_unit(
 
 
 def append_unit(
-    key: RunKey, attempt: int, events: Sequence[RunEvent], future: Future[Result]
+    key: RunKey, attempt: int, host: str, events: Sequence[RunEvent], future: Future[Result]
 ) -> Unit:
     """The unit of events of the active run."""
     rows: dict[str, list[Row]] = {
-        "fences": [(attempt, escape(key.tenant), escape(key.run_id))],
+        "fences": [(attempt, escape(key.tenant), escape(key.run_id), escape(host))],
         "new_run_events": [_event_row(key.tenant, event) for event in events],
     }
     return Unit(

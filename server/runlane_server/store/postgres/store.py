@@ -221,14 +221,18 @@ class PostgresStore:
         await self._open.writer.write(unit)
         return 0 if transition.removed else transition.lane.version + unit.versions_skipped
 
-    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    async def append(
+        self, key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
         if events:
-            await self._open.writer.write(append_unit(key, attempt, events, _future()))
+            await self._open.writer.write(append_unit(key, attempt, host, events, _future()))
 
-    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+    async def keep_part(
+        self, key: RunKey, attempt: int, number: int, part: Part, *, host: str = ""
+    ) -> None:
         """See `base.Store`. Beside the commits of the writer, which a large text would delay."""
         text = encode_part(part)
-        row: Any = await self._row("keep_part", *_escaped(key), attempt, number, text)
+        row: Any = await self._row("keep_part", *_escaped(key), attempt, number, text, escape(host))
         if not row["kept"]:
             raise Stale.attempt()
 

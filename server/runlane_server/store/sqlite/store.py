@@ -166,11 +166,16 @@ class SqliteStore:
         await self._writing.write(unit)
         return transition.lane.version
 
-    async def append(self, key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    async def append(
+        self, key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
+        """See `base.Store`. A file has one host."""
         if events:
             await self._writing.write(append_unit(key, attempt, events, _future()))
 
-    async def keep_part(self, key: RunKey, attempt: int, number: int, part: Part) -> None:
+    async def keep_part(
+        self, key: RunKey, attempt: int, number: int, part: Part, *, host: str = ""
+    ) -> None:
         await self._writing.write(keep_unit(key, attempt, number, part, _future()))
 
     async def discard(self, key: SessionKey, at: Micros) -> None:

@@ -71,7 +71,7 @@ SELECT peer_key FROM store;
 
 -- name: commit_units
 SELECT refused, raised, first_position
-FROM commit_updates(
+FROM commit_fenced(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
 );
 
@@ -99,11 +99,11 @@ SELECT count(*) AS forgotten FROM forgotten;
 -- Writing: parts of long messages
 
 -- name: keep_part
--- Only for the active attempt. Its first part removes those of earlier attempts, which no message
+-- Only for the active attempt, from its host. Its first part removes those of earlier attempts, which no message
 -- refers to.
 WITH active AS (
     SELECT tenant, run_id, attempt FROM runs
-    WHERE tenant = $1 AND run_id = $2 AND attempt = $3 AND run_no > 0
+    WHERE tenant = $1 AND run_id = $2 AND attempt = $3 AND host = $6 AND run_no > 0
         AND state IN ('active', 'cancelling') AND folded_into = ''
 ), dropped AS (
     DELETE FROM kept_parts WHERE tenant = $1 AND run_id = $2 AND attempt < $3 AND $4::bigint = 0

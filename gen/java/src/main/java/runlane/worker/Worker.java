@@ -177,7 +177,7 @@ public final class Worker {
     return Grpc.newChannelBuilder(
             server, credentials == null ? InsecureChannelCredentials.create() : credentials)
         .maxInboundMessageSize(MAX_MESSAGE) // W1
-        .keepAliveTime(20, SECONDS)
+        .keepAliveTime(10, SECONDS)
         .keepAliveTimeout(5, SECONDS)
         .build();
   }
