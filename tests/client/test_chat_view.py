@@ -1,0 +1,133 @@
+"""What a chat shows of a session, event by event."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from runlane.cli.chat import view as module
+from runlane.cli.chat.view import ChatView
+from runlane.cli.terminal import unsafe_text
+from runlane.errors import Unavailable
+from runlane.inputs import InputKind, InputRequest, InputRequested, InputState, InputWithdrawn
+from runlane.session_stream import QueueChanged, SessionChanged, SessionEvent, SessionRunEvent
+from runlane.types import Run, RunEvent, RunState, Session, Started, TextDelta, Usage, WhenBusy
+
+NOW = datetime(2026, 11, 30, tzinfo=UTC)
+HOSTILE = "\x1b]0;x\x07\u202e\u200b"
+
+
+def run(run_id: str, prompt: str) -> Run:
+    return Run("s", run_id, 1, RunState.QUEUED, WhenBusy.QUEUE, prompt, NOW)
+
+
+def session(title: str = "") -> Session:
+    return Session("s", title, {}, True, None, 0, Usage(), NOW, NOW)
+
+
+class Shown:
+    """A view, and the lines that it has printed."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.view = ChatView(lambda text, _: self.lines.append(text), lambda: 20)
+
+    def see(self, body: Any) -> None:
+        self.view.show(SessionEvent("s", "c", body))
+
+    def happens(self, run_id: str, body: Any) -> None:
+        self.see(SessionRunEvent(run_id, RunEvent(1, NOW, body)))
+
+    @property
+    def area(self) -> str:
+        return "".join(text for _, text in self.view.area())
+
+
+def question(**fields: Any) -> InputRequest:
+    wanted: dict[str, Any] = {
+        "input_request_id": "i",
+        "session_id": "s",
+        "run_id": "r",
+        "key": "k",
+        "kind": InputKind.APPROVAL,
+        "text": "May I?",
+        "tool_name": "deploy",
+        "arguments_json": "{}",
+        "choices": (),
+        "schema_json": "",
+        "state": InputState.OPEN,
+        "requested_at": NOW,
+        "expires_at": None,
+        "closed_at": None,
+        "question_digest": "",
+        "answer": None,
+    }
+    return InputRequest(**(wanted | fields))
+
+
+def test_prompt_that_is_known_late_is_shown_before_the_answer() -> None:
+    shown = Shown()
+    shown.happens("r", Started(1))
+    assert shown.lines == []
+    shown.see(SessionChanged(session(), run("r", "why?")))
+    shown.happens("r", TextDelta("so\nthat"))
+    assert (shown.lines, shown.area) == (["> why?", "so"], "that\n")
+    shown.view.sending["own"] = "my prompt"
+    shown.happens("own", Started(1))
+    assert shown.lines[-2:] == ["that", "> my prompt"]
+    shown.view.accepted("own")  # its run came first
+    assert shown.area == ""
+
+
+def test_queue_and_unsent_prompts_stand_above_the_input() -> None:
+    shown = Shown()
+    shown.view.sending["b"] = "second"
+    shown.see(QueueChanged(("a",), (run("a", "first"),)))
+    assert shown.area == "  queued: first\n  sending: second\n"
+    shown.see(QueueChanged(("a", "b"), (run("b", "second"),)))
+    assert shown.area == "  queued: first\n  queued: second\n"
+    shown.see(QueueChanged(tuple("abcdefg"), tuple(run(name, name) for name in "cdefg")))
+    assert shown.area.endswith("… and 2 more\n")
+
+
+def test_open_line_is_broken_between_words_before_it_fills_the_screen() -> None:
+    shown = Shown()
+    shown.happens("r", TextDelta("word " * 50))
+    assert all(len(line) <= module.OPEN_ROWS * 20 for line in shown.lines)
+    assert "".join([*shown.lines, shown.area]).rstrip("\n") == "word " * 50
+    shown.happens("r", TextDelta("x" * 100))
+    assert len(shown.area) <= module.OPEN_ROWS * 20 + 1
+
+
+def test_key_answers_only_after_a_while_and_while_the_question_is_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("runlane.cli.chat.view.time.monotonic", lambda: now)
+    shown = Shown()
+    shown.happens("r", InputRequested(question()))
+    assert shown.lines == ["? May I?", "  deploy {}"]
+    early = shown.view.takes_a_key
+    now += module.CONSIDER_SECONDS
+    assert (early, shown.view.takes_a_key) == (False, True)
+    shown.happens("r", InputRequested(question()))  # another attempt asks the same
+    assert len(shown.lines) == 2
+    shown.happens("r", InputWithdrawn("i"))
+    assert (shown.view.question, shown.view.takes_a_key) == (None, False)
+
+
+def test_nothing_of_others_steers_the_terminal() -> None:
+    shown = Shown()
+    shown.see(QueueChanged(("q",), (run("q", HOSTILE),)))
+    shown.see(SessionChanged(session(), run("r", HOSTILE)))
+    shown.see(SessionChanged(session(HOSTILE + "t"), None))
+    shown.happens("r", Started(1))
+    shown.happens("r", TextDelta(HOSTILE))
+    asked = question(text=HOSTILE, tool_name=HOSTILE, arguments_json=HOSTILE, choices=(HOSTILE,))
+    shown.happens("r", InputRequested(asked))
+    shown.view.show_lost(Unavailable(HOSTILE))
+    everything = "".join([*shown.lines, shown.area, shown.view.status()])
+    assert "\\x1b" in everything
+    assert not unsafe_text(everything)
