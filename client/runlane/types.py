@@ -340,7 +340,7 @@ class AgentInfo:
         is_default: Whether it executes runs that name no agent.
         slots_in_use: Sessions with an active run of this agent.
         slots_limit: Maximum of `slots_in_use`; None: no limit of its own.
-        can: What its runs can do; what is not listed they never do.
+        can: The abilities of its runs; they never do others.
     """
 
     name: str

@@ -37,7 +37,7 @@ _OURS = ("supportedInterfaces", "capabilities", "securitySchemes", "securityRequ
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where callers reach the facade, as they see it.
+    """The addresses of the facade, as callers see them.
 
     Attributes:
         url: The address of the gateway, such as `https://agents.example.com`.
@@ -60,7 +60,7 @@ def make_card(addresses: Addresses, described: str = "") -> pb.AgentCard:
     """Makes the card.
 
     Args:
-        addresses: Where callers reach the facade.
+        addresses: The addresses of the facade.
         described: A card as JSON with name, description, skills and the like; empty: the default.
 
     Raises:

@@ -34,7 +34,7 @@ MAX_BODY = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class GrpcListen:
-    """Where the gRPC transport listens.
+    """The address of the gRPC transport.
 
     Attributes:
         address: Host and port.
@@ -51,7 +51,7 @@ class A2ADoor:
     Args:
         card: The public card.
         settings: The settings.
-        listen: Where gRPC listens; None: it is not served.
+        listen: The address of gRPC; None: it is not served.
     """
 
     def __init__(

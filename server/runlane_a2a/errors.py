@@ -1,7 +1,7 @@
 """Errors on the three transports: one table from exceptions to statuses and codes.
 
 Every error has the `ErrorInfo` of A2A (domain `a2a-protocol.org`), if A2A knows the error, and ours
-(domain `runlane`). What the server said about fields and retries stays.
+(domain `runlane`). The server's words about fields and retries stay.
 """
 
 from __future__ import annotations

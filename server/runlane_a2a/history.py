@@ -14,7 +14,7 @@ from runlane_a2a.task_view import TaskView
 async def history_of(client: Client, view: TaskView, length: int | None) -> list[pb.Message]:
     """Returns the last `length` messages of a task; None: all.
 
-    They are the prompt, and the questions of the agent with their answers. What the agent made
+    They are the prompt, and the questions of the agent with their answers. The output of the agent
     stands in the artifacts.
     """
     if length == 0:

@@ -27,7 +27,7 @@ _MAX_EXACT = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a message says: the prompt of a run, and its attachments."""
+    """The content of a message: the prompt of a run, and its attachments."""
 
     text: str
     attachments: tuple[Attachment, ...]

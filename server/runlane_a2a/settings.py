@@ -1,4 +1,4 @@
-"""The settings of the facade, and who calls it."""
+"""The settings of the facade, and its caller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_HOPS = 8
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator decides.
+    """The operator's decisions.
 
     Attributes:
         agent: The agent of new tasks; empty: the session's, or the server's default.

@@ -1,4 +1,4 @@
-"""The options of `runlane-web` for A2A. What they need is imported where one is used."""
+"""The options of `runlane-web` for A2A. Their modules are imported where one is used."""
 
 from __future__ import annotations
 

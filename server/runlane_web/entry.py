@@ -12,7 +12,7 @@ from runlane.wire import Wire
 
 
 class Entry(Protocol):
-    """What a gateway checks for a door before it serves a request."""
+    """The checks of a gateway for a door before it serves a request."""
 
     def token(self, authorization: str | None) -> str:
         """Returns the token of a caller; that of a grant is not enough. Raises Refused."""

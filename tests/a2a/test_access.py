@@ -1,4 +1,4 @@
-"""Who calls decides the tenant and what is allowed; the card is for everybody."""
+"""The caller's token decides the tenant and what is allowed; the card is for everybody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runs of an agent can do, as the server reports it."""
+"""The abilities of the runs of an agent, as the server reports it."""
 
 from __future__ import annotations
 

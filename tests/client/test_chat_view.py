@@ -1,4 +1,4 @@
-"""What a chat shows of a session, event by event."""
+"""The view of a chat of a session, event by event."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _ANCHOR = re.compile(r'\bid="(runlane[\w.]*)"')
 
 
 def remote(html: str) -> list[str]:
-    """What a browser loads from elsewhere to show a page. A diagram of Mermaid loads its script."""
+    """Other addresses that a page makes a browser load. A diagram of Mermaid loads its script."""
     found = [each for each in _LOADED.findall(html) if 'rel="canonical"' not in each]
     return found + re.findall(r'class="mermaid"', html)
 

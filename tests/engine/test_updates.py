@@ -202,7 +202,7 @@ async def test_r46_a_bad_update_is_refused_and_changes_nothing(name: str, store:
         await accept(node, "b", "c")
         before = await node.store.load_lane(SessionKey("default", "s"))
         with pytest.raises(error):
-            # Whatever else it asks for is not done either.
+            # None of its other changes is done either.
             await update(node, "b", **({"metadata": {"k": "v"}} if patch else {}), **patch)
         assert await node.store.load_lane(before.key) == before
         assert (await node.coordinator.get_run("b")).metadata == {}

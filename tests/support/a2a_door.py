@@ -229,7 +229,7 @@ async def a2a_door(
             async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
                 yield A2A(opened, channel, token or policy.token)
         finally:
-            await served.stop()  # the server of the tests is told to exit at once
+            await served.stop()  # the server of the tests has to exit at once
 
 
 def message(*parts: pb.Part | str, **fields: Any) -> pb.SendMessageRequest:

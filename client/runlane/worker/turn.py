@@ -55,8 +55,9 @@ class Turn:
         metadata: The caller's labels.
         traceparent: The span of this attempt (W3C Trace Context); empty if the run is in no trace.
         deadline: When the run times out; None if it has no timeout.
-        origin: What the session is a fork of; None if it is none. A worker with a memory of its own
-            that does not know the session yet can begin from what it knows of the origin.
+        origin: The transcript that the session is a fork of; None if it is none. A worker with a
+            memory of its own that does not know the session yet can begin from what it knows of
+            the origin.
     """
 
     def __init__(self, given: pb.WorkResponse.Turn, calls: Calls) -> None:

@@ -1,4 +1,4 @@
-"""What the runs of an agent can do, as far as the server knows it."""
+"""The abilities of the runs of an agent, as far as the server knows it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Ability(StrEnum):
 
 
 OF_CODE = frozenset({Ability.FOLD, Ability.ASK, Ability.STEPS, Ability.ATTACHMENTS})
-"""What a turn offers to code of the user."""
+"""Abilities that a turn gives to code of the user."""
 
 OF_MODEL = frozenset({Ability.FOLD, Ability.ATTACHMENTS})
-"""What a language model without tools can do; whether it understands an image is not known."""
+"""Abilities of a language model without tools; whether it understands an image is not known."""
 
 
 def abilities_of(agent: object) -> tuple[Ability, ...]:

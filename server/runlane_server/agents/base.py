@@ -98,8 +98,8 @@ class Turn(Protocol):
 
     @property
     def origin(self) -> Origin | None:
-        """What the session is a fork of; None if it is none. An agent with a memory of its own that
-        does not know the session yet may begin with what it knows of the origin."""
+        """The origin of a forked session; None if it is none. An agent with a memory of its own
+        that does not know the session yet may begin with what it knows of the origin."""
 
     async def history(self) -> Sequence[Message]:
         """The transcript before this turn, the oldest message first.

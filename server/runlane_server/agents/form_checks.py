@@ -95,7 +95,7 @@ class FormChecks:
         self._idle: list[_Process] = []
 
     async def schema_problem(self, tenant: str, schema: str) -> str:
-        """What is wrong with a schema; empty if nothing is. Raises CheckFailed, and Overloaded."""
+        """The faults of a schema; empty if it has none. Raises CheckFailed, and Overloaded."""
         if form_rules.is_cheap(schema):
             return form_rules.schema_problem(schema)
         found: str = (await self._check(tenant, {"schema": schema}))["problem"]

@@ -1,4 +1,4 @@
-"""What makes a JSON Schema of an agent, and an answer to its form, valid.
+"""The rules for a JSON Schema of an agent, and for an answer to its form.
 
 Schema and answer are hostile: a pattern can take hours, references and `uniqueItems` minutes, and
 nothing can interrupt them. `is_cheap` says for which pairs the check takes a moment; all others
@@ -63,7 +63,7 @@ def _is_cheap_keyword(name: str, value: Any) -> bool:
 
 
 def schema_problem(text: str) -> str:
-    """What is wrong with a schema; empty if nothing is."""
+    """The faults of a schema; empty if it has none."""
     try:
         schema = json.loads(text)
         Draft202012Validator.check_schema(schema)

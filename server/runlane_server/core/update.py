@@ -1,4 +1,4 @@
-"""What callers change of a waiting run: its content, its behaviour, its place (R46, R47)."""
+"""Changes of a waiting run by callers: its content, its behaviour, its place (R46, R47)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runlane_server.core.model import Attachment, Prompt, WhenBusy
 
 
 class Place(StrEnum):
-    """Where a run goes in its queue."""
+    """The new place of a run in its queue."""
 
     FIRST = "first"
     LAST = "last"
@@ -28,7 +28,7 @@ class Move(NamedTuple):
 
 
 class RunContent(NamedTuple):
-    """What a run says: its prompt and its labels."""
+    """The content of a run: its prompt and its labels."""
 
     prompt: Prompt
     metadata: Mapping[str, str]

@@ -1,6 +1,6 @@
 """Encrypts the secrets of webhooks for the store, with keys that the store does not hold.
 
-An encrypted secret is bound to its webhook: whoever can write to the store cannot move it to
+An encrypted secret is bound to its webhook: a person who can write to the store cannot move it to
 another one. It names its key by a digest, so that a missing key can be named.
 """
 

@@ -1,4 +1,4 @@
-"""What must agree after answers, a cancel, an expiry and a kill in the same instant."""
+"""Things that must agree after answers, a cancel, an expiry and a kill in the same instant."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Story:
 
 
 def violations(story: Story) -> list[str]:
-    """What does not agree."""
+    """The things that do not agree."""
     if len(story.requests) != 1:
         return [f"{story.case.session_id}: has {len(story.requests)} questions"]
     rules = (_request, _events, _answers, _cancel, _end, _transcript)

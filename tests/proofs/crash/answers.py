@@ -1,9 +1,9 @@
 """Answers, cancels, expiries and kills in the same instant:
 `python -m proofs.crash.answers --rounds 1000`.
 
-Each round is one question. Two people answer it, somebody cancels its session, it expires, and the
-server is killed, all within a few milliseconds; some rounds leave out some of this. Then receipts,
-request, run, events, transcript and the stream of the session must tell the same story.
+Each round is one question. Two people answer it, a third one cancels its session, it expires, and
+the server is killed, all within a few milliseconds; some rounds leave out some of this. Then
+receipts, request, run, events, transcript and the stream of the session must tell the same story.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Batch:
         await self._client.wait_run(run_id)
 
     async def _story(self, case: Case) -> Story:
-        """What everybody knows of a round."""
+        """The views of a round."""
         client, run_id = self._client, run_of(case.session_id)
         return Story(
             case=case,

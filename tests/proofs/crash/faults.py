@@ -29,7 +29,7 @@ class FaultKind(StrEnum):
     CUT_CLIENTS = "cut from clients"
     LONG_CUT_ALL = "long cut from all"
     VANISH = "vanish"
-    """Killed while it is cut off: nothing tells those that are connected to it."""
+    """Killed while it is cut off: its peers get no notice."""
 
 
 GAVE_UP = "gave up"

@@ -1,6 +1,6 @@
 """The agent of workers under test, the program that executes it, and the check of its output.
 
-What a run says follows from its id and the number of the attempt, so that a lost, repeated or
+The output of a run follows from its id and the number of the attempt, so that a lost, repeated or
 foreign piece of output shows.
 """
 

@@ -202,7 +202,7 @@ def _check_updates(checker: Checker) -> None:
             stored = checker.disk.prompt(run_id)
             told_last = isinstance(last, Updated) and last.prompt_excerpt
             require(
-                stored == told_last, f"R46: {run_id} has {stored!r}, and {told_last!r} was told"
+                stored == told_last, f"R46: {run_id} has {stored!r}, and {told_last!r} was answered"
             )
 
 

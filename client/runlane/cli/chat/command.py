@@ -40,7 +40,7 @@ RETRY_SECONDS = 1.0
     type=click.Choice([str(WhenBusy.QUEUE), str(WhenBusy.FOLD), str(WhenBusy.INTERRUPT)]),
     default=str(WhenBusy.QUEUE),
     show_default=True,
-    help="What a prompt does while a run is active: queue, join its turn, or interrupt it.",
+    help="The effect of a prompt while a run is active: queue, join its turn, or interrupt it.",
 )
 @click.option("--agent", default="", metavar="NAME", help="Agent that executes your prompts.")
 @click.option("--json", "as_json", is_flag=True, hidden=True)

@@ -1,4 +1,4 @@
-"""What a chat shows of a session: lines that stay, and an area above the input that changes.
+"""The view of a chat of a session: lines that stay, and an area above the input that changes.
 
 Everything that others wrote is made safe here: prompt_toolkit shows control characters, but would
 pass on those that hide or reorder text.

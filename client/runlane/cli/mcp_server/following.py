@@ -37,7 +37,7 @@ _AT_ONCE = (Started, InputRequested, RunComplete)
 
 
 class Following:
-    """What is known of a run after some of its events."""
+    """The state of a run after some of its events."""
 
     def __init__(self, after_index: int, limit: int) -> None:
         self.last_index = after_index

@@ -79,7 +79,7 @@ class Tools:
         agent: Annotated[str, Field(description="Agent; empty: the default one.")] = "",
         when_busy: Annotated[
             Literal["queue", "fold", "reject", "interrupt"],
-            Field(description="What happens if the session has work already."),
+            Field(description="Behaviour if the session has work already."),
         ] = "queue",
         run_id: Annotated[
             str, Field(description="Idempotency key; empty: a new one. Repeat it in retries.")
@@ -126,7 +126,7 @@ class Tools:
     ) -> Record:
         """Wait until a run ends, asks people, or the time is up; reports progress meanwhile.
 
-        `ended` tells whether `text` is the final output, or only what came after `after_index`.
+        `ended` says whether `text` is the final output, or only what came after `after_index`.
         The run goes on in any case. For clients with the tasks extension of MCP, the call returns
         a task.
         """
