@@ -16,9 +16,10 @@ from runlane_server.core.errors import (
     TurnNotFinished,
     TurnNotFound,
 )
-from runlane_server.core.model import Origin, SessionKey, TextDelta
+from runlane_server.core.model import Origin, Session, SessionKey, TextDelta
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
-from runlane_server.store.base import NewSession, Store
+from runlane_server.engine.forking import MOST_COPIES
+from runlane_server.store.base import NewSession, Stale, Store
 from runlane_server.store.copies import CopyPlan
 from support.node import Node, running
 from support.staging import say, script
@@ -121,6 +122,50 @@ async def test_forks_at_the_same_time_make_one_session(
         assert isinstance(made[0], asyncio.CancelledError)
         assert len({repr(session) for session in made[1:]}) == 1
         assert len(copies) == 2
+
+
+async def test_few_copies_are_made_at_a_time_and_tenants_take_turns(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, plan_copy, may_finish = store.fork_session, store.plan_copy, asyncio.Event()
+    planned: list[CopyPlan | None] = []
+    begun: list[str] = []
+    at_work: set[str] = set()
+    most = 0
+
+    async def plan_one(key: SessionKey, turn: int) -> CopyPlan | None:
+        planned.append(await plan_copy(key, turn))
+        return planned[-1]
+
+    async def fork_session(plan: CopyPlan, session: NewSession) -> None:
+        nonlocal most
+        name = session.key.session_id
+        begun.append(name)
+        at_work.add(name)
+        most = max(most, len(at_work))
+        await may_finish.wait()
+        at_work.remove(name)
+        if name == "1":
+            raise Stale.lane()  # it gives its place back too
+        await whole(plan, session)
+
+    monkeypatch.setattr(store, "plan_copy", plan_one)
+    monkeypatch.setattr(store, "fork_session", fork_session)
+    async with running(store) as node:
+        for tenant in ("busy", "other"):
+            await node.coordinator.create_session("s", tenant=tenant)
+        calls = []
+        for tenant, name in [*(("busy", str(n)) for n in range(8)), ("other", "mine")]:
+            fork = node.coordinator.fork_session("s", name, tenant=tenant)
+            calls.append(asyncio.create_task(fork))
+            while len(planned) < len(calls):
+                await asyncio.sleep(0)
+        may_finish.set()
+        made = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(it) for it in made].count(Session) == 8
+        assert isinstance(made[1], SessionNotFound)
+        assert most == MOST_COPIES
+        assert begun.index("mine") <= MOST_COPIES + 1
 
 
 async def test_copy_goes_on_without_its_caller(

@@ -14,7 +14,12 @@ from runlane_server.core.errors import QuotaExceeded, SessionExists, SessionNotF
 from runlane_server.core.fork import fork_turn
 from runlane_server.core.model import Micros, Origin, Session, SessionKey
 from runlane_server.store.base import NewSession, SessionTaken, Stale, Store
+from runlane_server.store.copies import CopyPlan
+from runlane_server.store.fair_queue import FairSlots
 from runlane_server.store.weight import SESSION_BYTES, session_weight
+
+MOST_COPIES = 2
+"""Copies that a node makes at a time: an accept may wait for a piece of each."""
 
 
 class ForkAdmission(NamedTuple):
@@ -69,6 +74,7 @@ class Forks:
         self._store = store
         self._now = now
         self._at_work: dict[ForkRequest, asyncio.Task[Session]] = {}
+        self._slots = FairSlots(MOST_COPIES)
 
     async def fork(self, request: ForkRequest, admit: ForkAdmission) -> Session:
         """Creates a fork, or returns the one that the same request has created.
@@ -103,7 +109,7 @@ class Forks:
         at = self._now()
         made = NewSession(request.new, at, source.title, source.metadata, source.agent)
         try:
-            await self._store.fork_session(plan, made)
+            await self._copy(plan, made)
         except SessionTaken:
             # By the same request on another node, or after an answer that was lost.
             if (earlier := await self._earlier(request)) is not None:
@@ -113,6 +119,13 @@ class Forks:
             raise SessionNotFound.of(request.source.session_id) from None
         origin = Origin(request.source.session_id, turn)
         return made.as_session(origin)
+
+    async def _copy(self, plan: CopyPlan, made: NewSession) -> None:
+        await self._slots.acquire(plan.tenant)
+        try:
+            await self._store.fork_session(plan, made)
+        finally:
+            self._slots.release()
 
     async def _earlier(self, request: ForkRequest) -> Session | None:
         """The session that an earlier request like this one has created. Raises SessionExists for
