@@ -8,9 +8,11 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.core.errors import (
     PermissionDenied,
+    QuotaExceeded,
     SessionExists,
     SessionNotFound,
     TurnNotFinished,
@@ -166,6 +168,49 @@ async def test_few_copies_are_made_at_a_time_and_tenants_take_turns(
         assert isinstance(made[1], SessionNotFound)
         assert most == MOST_COPIES
         assert begun.index("mine") <= MOST_COPIES + 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_copies_at_work_count_towards_the_quota_unless_they_fail(
+    store: Store, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    limit = 100_000
+    whole, plan_copy, may_finish = store.fork_session, store.plan_copy, asyncio.Event()
+    planned: list[CopyPlan | None] = []
+
+    async def plan_one(key: SessionKey, turn: int) -> CopyPlan | None:
+        planned.append(await plan_copy(key, turn))
+        return planned[-1]
+
+    async def fork_session(plan: CopyPlan, session: NewSession) -> None:
+        await may_finish.wait()
+        if fails:
+            raise Stale.lane()
+        await whole(plan, session)
+
+    quotas = QuotaBook(Quotas(others=Quota(max_stored_bytes=limit)))
+    async with running(store, quotas=quotas) as node:
+        await ran(node, "s", "x" * 10_000)
+        await node.coordinator.stored.measure()
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "plan_copy", plan_one)
+            patched.setattr(store, "fork_session", fork_session)
+            calls = []
+            for number in range(6):
+                fork = node.coordinator.fork_session("s", f"f{number}")
+                calls.append(asyncio.create_task(fork))
+                while len(planned) < len(calls) and not calls[-1].done():
+                    await asyncio.sleep(0)
+                await node.coordinator.stored.measure()  # it sees no copy yet
+            may_finish.set()
+            made = await asyncio.gather(*calls, return_exceptions=True)
+        expected = SessionNotFound if fails else Session
+        assert [type(it) for it in made] == [expected] * 3 + [QuotaExceeded] * 3
+        assert await store.stored_bytes(DEFAULT_TENANT) < limit
+        for number in range(3 if fails else 0):
+            await node.coordinator.fork_session("s", f"g{number}")
+        with pytest.raises(QuotaExceeded):
+            await node.coordinator.fork_session("s", "more")
 
 
 async def test_copy_goes_on_without_its_caller(

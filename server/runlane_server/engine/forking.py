@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,11 +38,14 @@ class ForkAdmission(NamedTuple):
             self.agents.choose(source.agent)
         self._raise(self.admission.session_refusal(self.tenant))
 
-    def copy(self, source: Session, size: int) -> None:
-        """Admits a copy of `size` bytes, and counts it: forks at the same time have to see it."""
+    @contextmanager
+    def copy(self, source: Session, size: int) -> Iterator[None]:
+        """Admits a copy of `size` bytes that is made meanwhile, and counts it from the beginning:
+        forks at the same time have to see it."""
         self._raise(self.admission.storage_refusal(self.tenant, size))
         own = session_weight(source.title, source.metadata)
-        self.stored.add(self.tenant, SESSION_BYTES + own + size)
+        with self.stored.adding(self.tenant, SESSION_BYTES + own + size):
+            yield
 
     def _raise(self, refusal: QuotaExceeded | None) -> None:
         if refusal is not None:
@@ -105,11 +109,11 @@ class Forks:
         plan = await self._store.plan_copy(request.source, turn)
         if plan is None:
             raise SessionNotFound.of(request.source.session_id)
-        admit.copy(source, plan.size)
         at = self._now()
         made = NewSession(request.new, at, source.title, source.metadata, source.agent)
         try:
-            await self._copy(plan, made)
+            with admit.copy(source, plan.size):
+                await self._copy(plan, made)
         except SessionTaken:
             # By the same request on another node, or after an answer that was lost.
             if (earlier := await self._earlier(request)) is not None:
