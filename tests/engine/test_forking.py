@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -249,6 +250,28 @@ async def test_source_deleted_during_the_copy_is_not_found(
         with pytest.raises(SessionNotFound):
             await node.coordinator.fork_session("s", "fork")
         assert await store.get_session(SessionKey(DEFAULT_TENANT, "fork")) is None
+
+
+@pytest.mark.parametrize("before", ["load_lane", "plan_copy"])
+async def test_source_replaced_while_it_is_read_is_not_found(
+    store: Store, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    read = getattr(store, before)
+
+    async def replaced(*args: Any) -> Any:
+        monkeypatch.setattr(store, before, read)
+        await node.coordinator.delete_session("s")
+        await ran(node, "s", "another")
+        return await read(*args)
+
+    async with running(store) as node:
+        for _ in range(3):
+            await ran(node, "s")
+        monkeypatch.setattr(store, before, replaced)
+        with pytest.raises(SessionNotFound):
+            await node.coordinator.fork_session("s", "fork")
+        assert await store.get_session(SessionKey(DEFAULT_TENANT, "fork")) is None
+        assert (await node.coordinator.fork_session("s", "fork")).origin == Origin("s", 1)
 
 
 async def test_agents_learn_the_origin_with_every_turn_of_a_fork(store: Store) -> None:

@@ -107,7 +107,8 @@ class Forks:
         admit.session(source)
         turn = fork_turn(await self._store.load_lane(request.source), request.at_turn)
         plan = await self._store.plan_copy(request.source, turn)
-        if plan is None:
+        # A session that replaced the source since has another transcript.
+        if plan is None or plan.created_at != source.created_at:
             raise SessionNotFound.of(request.source.session_id)
         at = self._now()
         made = NewSession(request.new, at, source.title, source.metadata, source.agent)
