@@ -315,13 +315,17 @@ DELETE FROM webhooks WHERE tenant = $1 AND webhook_id = $2 RETURNING 1;
 -- name: lease_webhooks
 -- It renews the node's leases and takes over those that have expired. Of the webhooks without a lease
 -- it takes no more than its share among the nodes, so that others get theirs. It returns the share
--- too. Another node's rows are skipped while it writes them, so that no two nodes wait for each
--- other.
+-- too. A node that was silent for the time of a lease has no share: it renews none, and need not be
+-- declared dead yet. Another node's rows are skipped while it writes them, so that no two nodes wait
+-- for each other.
 WITH counted AS MATERIALIZED (
     SELECT
         count(*) FILTER (WHERE leased_by = $1) AS own,
         ceil(
-            count(*)::numeric / greatest(1, (SELECT count(*) FROM nodes WHERE NOT lost))
+            count(*)::numeric / greatest(1, (
+                SELECT count(*) FROM nodes
+                WHERE NOT lost AND heartbeat > clock_timestamp() - $2::interval
+            ))
         )::bigint AS share
     FROM webhooks
 ), held AS MATERIALIZED (
