@@ -101,7 +101,7 @@ def test_open_line_is_broken_between_words_before_it_fills_the_screen() -> None:
     assert len(shown.area) <= module.OPEN_ROWS * 20 + 1
 
 
-def test_key_answers_only_after_a_while_and_while_the_question_is_open(
+def test_line_approves_only_after_a_while_and_while_the_question_is_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
@@ -109,13 +109,13 @@ def test_key_answers_only_after_a_while_and_while_the_question_is_open(
     shown = Shown()
     shown.happens("r", InputRequested(question()))
     assert shown.lines == ["? May I?", "  deploy {}"]
-    early = shown.view.takes_a_key
+    early = shown.view.is_considered
     now += module.CONSIDER_SECONDS
-    assert (early, shown.view.takes_a_key) == (False, True)
+    assert (early, shown.view.is_considered) == (False, True)
     shown.happens("r", InputRequested(question()))  # another attempt asks the same
     assert len(shown.lines) == 2
     shown.happens("r", InputWithdrawn("i"))
-    assert (shown.view.question, shown.view.takes_a_key) == (None, False)
+    assert (shown.view.question, shown.view.is_considered) == (None, False)
 
 
 def test_nothing_of_others_steers_the_terminal() -> None:

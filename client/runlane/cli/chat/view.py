@@ -55,12 +55,12 @@ OPEN_ROWS = 4
 """Rows of the line that is being written; a longer one is broken."""
 
 CONSIDER_SECONDS = 1.0
-"""A key answers a question only this long after it was shown: it may have been meant for a prompt
+"""A line answers an approval only this long after it was shown: it may have been meant as a prompt
 that a person was typing when the question came."""
 
 _KEYS: Mapping[InputKind, str] = MappingProxyType(
     {
-        InputKind.APPROVAL: "y approves, n denies",
+        InputKind.APPROVAL: "y and Enter approves, n and Enter denies",
         InputKind.CHOICE: "type the number of a choice and Enter",
         InputKind.FORM: "type a JSON object and Enter",
         InputKind.TEXT: "type the answer and Enter",
@@ -94,11 +94,11 @@ class ChatView:
         return next((request for request, _ in self._questions.values()), None)
 
     @property
-    def takes_a_key(self) -> bool:
-        """Whether a key may answer the question."""
+    def is_considered(self) -> bool:
+        """Whether the approval has been shown for long enough to answer it."""
         for request, shown in self._questions.values():
-            is_considered = time.monotonic() - shown >= CONSIDER_SECONDS
-            return request.kind is InputKind.APPROVAL and is_considered
+            is_shown = time.monotonic() - shown >= CONSIDER_SECONDS
+            return request.kind is InputKind.APPROVAL and is_shown
         return False
 
     def area(self) -> Fragments:
@@ -117,7 +117,7 @@ class ChatView:
         question = self.question
         if question is not None:
             how = _KEYS.get(question.kind, "use runlane answer")
-            is_early = question.kind is InputKind.APPROVAL and not self.takes_a_key
+            is_early = question.kind is InputKind.APPROVAL and not self.is_considered
             lines.append(("class:ask", "  …" if is_early else f"  {how}"))
         return [(style, f"{text}\n") for style, text in lines]
 
