@@ -138,9 +138,9 @@ class Chat:
 
     async def _type(self) -> None:
         while (text := await self._screen.read()) is not None:
-            question = self._view.question
             if not text.strip():
                 continue
+            question = self._view.addressee
             if question is None:
                 self._start(self._send(text))
             elif question.kind is InputKind.APPROVAL:
