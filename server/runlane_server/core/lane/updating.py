@@ -83,10 +83,9 @@ def _change(edit: Edit, run: LaneRun, wanted: RunUpdate) -> None:
     has_effect = bool(is_edited or edit.covered or moved is not run)
     if not (has_effect or wanted.update_id):
         return
+    last = remembered(wanted, run.last_update)
     changed = moved._replace(
-        when_busy=when_busy,
-        revision=run.revision + has_effect,
-        last_update=remembered(wanted, run.last_update),
+        when_busy=when_busy, revision=run.revision + has_effect, last_update=last
     )
     if is_edited:
         changed = edit.emit(changed, Updated(changed.revision, wanted.excerpt, when_busy))
