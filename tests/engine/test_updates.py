@@ -15,6 +15,7 @@ from runlane_server.core.errors import (
     EditConflict,
     EmptyPrompt,
     InvalidArgument,
+    PermissionDenied,
     PromptTooLarge,
     QuotaExceeded,
     RunMissing,
@@ -265,6 +266,39 @@ async def test_r46_an_attachment_lets_the_prompt_be_empty_as_long_as_it_stays(st
         await update(node, "b", text="")
         with pytest.raises(EmptyPrompt):
             await update(node, "b", attachments=())
+        node.latches.open("l")
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"text": "x"},
+        {"attachments": ()},
+        {"metadata": {"k": "v"}},
+        {"move": FIRST},
+        {"when_busy": WhenBusy.FOLD},
+        {"when_busy": WhenBusy.INTERRUPT},
+    ],
+)
+async def test_r46_a_caller_limited_to_agents_updates_no_run_of_another(
+    patch: dict[str, Any], store: Store
+) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c")
+        wanted = RunPatch(**patch, update_id="u")
+        for run_id in "ac":
+            with pytest.raises(PermissionDenied, match="may not use the agent"):
+                await node.coordinator.updates.update(
+                    "default", run_id, wanted, allowed_agents=frozenset({"another"})
+                )
+        run = await node.coordinator.get_run("c")
+        assert (run.revision, run.state) == (0, RunState.QUEUED)
+        assert await queue_of(node) == ["b", "c"]
+        own = await node.coordinator.updates.update(
+            "default", "c", wanted._replace(text="own"), allowed_agents=frozenset({"default"})
+        )
+        assert own.revision == 1
         node.latches.open("l")
 
 
