@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -83,8 +83,7 @@ class A2ADoor:
             token = entry.token(request.headers.get("authorization"))
             key = request.headers.get("idempotency-key", "")
             body = await entry.body(request, token, MAX_BODY)
-            async with entry.place(token):
-                caller = await _caller(entry, token, key)
+            async with _caller(entry, token, key) as caller:
                 answer = await self._answer(request, path, body, caller)
                 await answer(request.scope, request.receive, send)
         except (Unauthenticated, PermissionDenied):
@@ -104,8 +103,9 @@ class A2ADoor:
         @asynccontextmanager
         async def enter(authorization: str | None, key: str) -> AsyncIterator[Caller]:
             token = entry.token(authorization)
-            async with entry.place(token):
-                yield await _caller(entry, token, key)
+            await entry.check(token)
+            async with _caller(entry, token, key) as caller:
+                yield caller
 
         self._grpc = GrpcTransport(self._handler, enter)
         self.grpc_port = await self._grpc.start(self._listen.address, self._listen.credentials)
@@ -136,6 +136,13 @@ def _is_json_rpc(path: str) -> bool:
     return path in (JSON_RPC, f"{JSON_RPC}/")
 
 
-async def _caller(entry: Entry, token: str, key: str) -> Caller:
+@asynccontextmanager
+async def _caller(entry: Entry, token: str, key: str) -> AsyncIterator[Caller]:
+    """The caller of one call; the place that it takes is free again when the context ends."""
     calls, streams = await entry.wires(token)
-    return Caller(over(calls), over(streams), key)
+    async with AsyncExitStack() as places:
+
+        async def take_place() -> None:
+            await places.enter_async_context(entry.place(token))
+
+        yield Caller(over(calls), over(streams), take_place, key)

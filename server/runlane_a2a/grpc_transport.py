@@ -1,9 +1,17 @@
-"""gRPC, on a port of its own: the facade is a client of the server, in a process of its own."""
+"""gRPC, on a port of its own: the facade is a client of the server, in a process of its own.
+
+gRPC takes in a whole message before it calls the handler of a unary method. Handlers are therefore
+registered as streaming methods: the caller is authenticated by the metadata of its call, and only
+then is its message read. Until then gRPC holds at most `WINDOW` bytes of it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import resource
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -11,28 +19,60 @@ import grpc.aio
 from a2a.server.request_handlers.request_handler import RequestHandler
 from a2a.utils.errors import InvalidRequestError
 from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2  # type: ignore[import-untyped]
 
 from runlane_a2a.errors import refuse, to_failure
 from runlane_a2a.operations import OPERATIONS, Operation, check_version
 from runlane_a2a.settings import Caller, context_for
+from runlane_server.rpc.grpc_server import make_server
+from runlane_web.errors import Refused
 
 SERVICE = "lf.a2a.v1.A2AService"
 
 MAX_MESSAGE = 4 << 20
 """Maximum size in bytes of a request."""
 
-MAX_CALLS = 1000
-"""Maximum number of calls in flight."""
+WINDOW = 64 << 10
+"""Bytes of a message that gRPC takes in before the message is read."""
+
+MAX_CALLS = 4_096
+"""Maximum number of calls in flight of a connection."""
+
+MAX_CONNECTIONS = 10_000
+"""Maximum number of connections, where the process may open twice as many files."""
+
+MAX_METADATA = 16 << 10
+"""Bytes of metadata of a call."""
+
+SLOTS = 16
+"""Messages that are read at once for each token; together they take at most 64 MiB."""
+
+MESSAGE_TIMEOUT = 10.0
+"""Seconds within which the message of a call must have arrived."""
 
 GRACE = 5.0
 """Seconds that open calls get when the gateway stops."""
 
 _OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", MAX_CALLS),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Both limits are equal: between them, gRPC refuses calls at random.
+    ("grpc.max_metadata_size", MAX_METADATA),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # The window of a stream stays small until its message is read, and is not widened by estimates.
+    ("grpc.http2.lookahead_bytes", WINDOW),
+    ("grpc.http2.bdp_probe", 0),
+    # Silent connections are closed, those without a call, and those whose peer is lost.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.min_time_between_pings_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
 
 Enter: TypeAlias = Callable[[str | None, str], AbstractAsyncContextManager[Caller]]
@@ -44,19 +84,21 @@ class GrpcTransport:
     Args:
         handler: The operations.
         enter: Returns a context with the caller, for the metadata `authorization` and
-            `idempotency-key`. Raises Refused, RunlaneError.
+            `idempotency-key`, once the server has accepted it. Raises Refused, RunlaneError.
     """
 
     def __init__(self, handler: RequestHandler, enter: Enter) -> None:
         self._handler = handler
         self._enter = enter
+        self._messages = _Messages()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens at an address; returns the port. Raises RuntimeError if it is taken."""
-        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        # Also safe against paths that are not UTF-8, which end a plain server of grpc.aio.
+        server = make_server((*_OPTIONS, ("grpc.max_allowed_incoming_connections", _connections())))
         handlers = {each.name: self._method(each) for each in OPERATIONS}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        server.add_registered_method_handlers(SERVICE, handlers)
         if credentials is None:
             port = server.add_insecure_port(address)
         else:
@@ -71,37 +113,91 @@ class GrpcTransport:
             await self._server.stop(GRACE)
 
     def _method(self, operation: Operation) -> grpc.RpcMethodHandler[Any, Any]:
-        async def unary(request: bytes, context: Any) -> Message:
+        async def unary(_: Any, context: Any) -> Message:
             try:
                 async with self._caller(context) as caller:
-                    check_version(_metadata(context, "a2a-version") or "")
-                    message = _parse(operation, request)
+                    message = await self._message(operation, context)
                     return await operation.call(self._handler, message, context_for(caller))
             except Exception as error:  # noqa: BLE001 - it becomes the status
                 await _abort(context, error)
 
-        async def stream(request: bytes, context: Any) -> AsyncIterator[Message]:
+        async def stream(_: Any, context: Any) -> None:
             try:
                 async with self._caller(context) as caller:
-                    check_version(_metadata(context, "a2a-version") or "")
-                    message = _parse(operation, request)
+                    message = await self._message(operation, context)
                     events = operation.stream(self._handler, message, context_for(caller))
-                    try:
+                    async with aclosing(events):
                         async for event in events:
-                            yield event
-                    finally:
-                        await events.aclose()
+                            await context.write(event)
+            except grpc.aio.InternalError:
+                raise  # the caller left during a write
             except Exception as error:  # noqa: BLE001 - it becomes the status
                 await _abort(context, error)
 
         if operation.streams:
-            return grpc.unary_stream_rpc_method_handler(stream, response_serializer=_serialize)
-        return grpc.unary_unary_rpc_method_handler(unary, response_serializer=_serialize)
+            return grpc.stream_stream_rpc_method_handler(stream, response_serializer=_serialize)
+        return grpc.stream_unary_rpc_method_handler(unary, response_serializer=_serialize)
 
     def _caller(self, context: Any) -> AbstractAsyncContextManager[Caller]:
         return self._enter(
             _metadata(context, "authorization"), _metadata(context, "idempotency-key") or ""
         )
+
+    async def _message(self, operation: Operation, context: Any) -> Message:
+        """Reads the message of a known caller. Raises A2AError, Refused."""
+        check_version(_metadata(context, "a2a-version") or "")
+        token = _metadata(context, "authorization") or ""
+        return _parse(operation, await self._messages.read(context, token))
+
+
+@dataclass(slots=True)
+class _Line:
+    """The calls of one token whose messages are being read, and those that wait."""
+
+    users: int = 0
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SLOTS))
+
+
+class _Messages:
+    """Reads messages, `SLOTS` at a time for each token."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, _Line] = {}
+
+    async def read(self, context: Any, token: str) -> bytes:
+        """Returns the message of a call. Raises A2AError, Refused."""
+        try:
+            async with asyncio.timeout(MESSAGE_TIMEOUT), self._slot(token):
+                request = await context.read()
+        except TimeoutError:
+            raise _too_slow() from None
+        if request is grpc.aio.EOF:
+            raise refuse(InvalidRequestError, "is missing", field="request")
+        message: bytes = request
+        return message
+
+    @asynccontextmanager
+    async def _slot(self, token: str) -> AsyncIterator[None]:
+        line = self._lines.setdefault(token, _Line())
+        line.users += 1
+        try:
+            async with line.slots:
+                yield
+        finally:
+            line.users -= 1
+            if not line.users:
+                del self._lines[token]
+
+
+def _too_slow() -> Refused:
+    message = f"request: did not arrive within {MESSAGE_TIMEOUT:g} s"
+    return Refused(code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message, field="request")
+
+
+def _connections() -> int:
+    """The rest of the files of this process is for HTTP, the server and its own use."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if files < 0 else max(1, min(MAX_CONNECTIONS, files // 4))
 
 
 def _serialize(message: Message) -> bytes:

@@ -32,6 +32,7 @@ from runlane_a2a.questions import answer_id, find_request, is_repeated, read_ans
 from runlane_a2a.settings import Caller, Settings, caller_of
 from runlane_a2a.task_list import list_tasks
 from runlane_a2a.task_view import TaskView, Update
+from runlane_web.errors import Refused
 
 Event: TypeAlias = pb.Message | pb.Task | Update
 
@@ -79,6 +80,8 @@ class Handler(RequestHandler):
         """Starts a task, or answers its question; waits until it ends or asks people."""
         caller, configuration = caller_of(context), params.configuration
         length = _history_length(configuration)
+        if not configuration.return_immediately:
+            await caller.take_place()
         sent = await self._send(params, caller)
         if configuration.return_immediately:
             return await self._read(sent.run.run_id, caller, length)
@@ -96,6 +99,7 @@ class Handler(RequestHandler):
     ) -> AsyncGenerator[Event, None]:
         """The same, with everything that happens meanwhile; the task comes first."""
         caller = caller_of(context)
+        await caller.take_place()
         sent = await self._send(params, caller)
         view = TaskView.of_run(sent.run)
         async with caller.streams.subscribe_run(sent.run.run_id) as events:
@@ -131,6 +135,10 @@ class Handler(RequestHandler):
         run = await caller.calls.get_run(params.id)
         if not run.state.terminal:
             await caller.calls.cancel(run_id=params.id, reason="A2A CancelTask")
+            try:
+                await caller.take_place()
+            except Refused:  # many streams are open; the task is cancelled without a wait
+                return await self._read(params.id, caller, None)
             run = await caller.streams.wait_run(params.id, timeout=CANCEL_SECONDS)
             if run.state in (RunState.CANCELLED, RunState.CANCELLING):
                 return await self._read(params.id, caller, None)
@@ -142,6 +150,7 @@ class Handler(RequestHandler):
         """Yields the task as it is, and then exactly what happens after that."""
         _check(params)
         caller = caller_of(context)
+        await caller.take_place()
         run = await caller.calls.get_run(params.id)
         if run.state.terminal:
             raise refuse(

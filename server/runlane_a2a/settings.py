@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -40,11 +41,14 @@ class Caller:
         calls: For calls that are answered at once.
         streams: For streams and waiting calls: the server limits the calls of a connection, and
             open streams must not keep others waiting.
+        take_place: Takes a place for a stream or a waiting call until the call ends. Raises
+            Refused.
         run_id: The idempotency key of the call; empty: none.
     """
 
     calls: Client
     streams: Client
+    take_place: Callable[[], Awaitable[None]]
     run_id: str = ""
 
 

@@ -18,6 +18,10 @@ class Entry(Protocol):
         """Returns the token of a caller; that of a grant is not enough. Raises Refused."""
         ...
 
+    async def check(self, token: str) -> None:
+        """Returns if the server accepts a token. Raises Refused, RunlaneError."""
+        ...
+
     async def body(self, request: Request, token: str, limit: int) -> bytes:
         """Reads a body, within limits of size and time. Raises Refused, RunlaneError."""
         ...

@@ -275,6 +275,10 @@ class Gateway:
         """Returns the token of a caller; that of a grant is not enough. Raises Refused."""
         return self._policy.bearer(authorization, grants=False)
 
+    async def check(self, token: str) -> None:
+        """Returns if the server accepts a token. Raises Refused, RunlaneError."""
+        await self._known.check(token)
+
     async def body(self, request: Request, token: str, limit: int) -> bytes:
         """Reads a body, within limits of size and time. Raises Refused, RunlaneError."""
         return await self._body(request, token, limit)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 from a2a.types import a2a_pb2 as pb
+from google.protobuf.message import Message
 
 from runlane import RunRetryPolicy, TextDelta
 from runlane_server.testing import LocalServer
@@ -252,20 +253,49 @@ async def test_a_second_attempt_begins_the_artifacts_again() -> None:
     assert [each.parts[0].text for each in task.artifacts] == ["x"]
 
 
-async def test_open_calls_of_one_caller_are_limited() -> None:
+async def test_streams_and_waits_of_one_caller_are_limited() -> None:
     limits = Limits(streams=9, streams_per_caller=1)
     async with (
         LocalServer("scripted") as server,
         a2a_door(server.address, limits=limits) as a2a,
     ):
         stream = a2a.stream("grpc", "SendStreamingMessage", script({"wait": "g"}))
-        await anext(stream)
-        await _expect_overloaded(a2a)
+        first = await anext(stream)
+        await _expect_overloaded(a2a, first.task.id)
         server.gates.open("g")
+        async for _ in stream:
+            pass
+        for transport in TRANSPORTS:  # its place is free again
+            await a2a.task(transport, script({"text": "x"}))
 
 
-async def _expect_overloaded(a2a: A2A) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_calls_that_do_not_wait_need_no_place(transport: str) -> None:
+    limits = Limits(streams=9, streams_per_caller=1)
+    async with (
+        LocalServer("scripted") as server,
+        a2a_door(server.address, limits=limits) as a2a,
+    ):
+        stream = a2a.stream("grpc", "SendStreamingMessage", script({"wait": "g"}))
+        task = (await anext(stream)).task
+        assert (await a2a.get(task.id, transport)).id == task.id
+        await a2a.call(transport, "ListTasks", pb.ListTasksRequest())
+        request = script({"text": "x"})
+        request.configuration.return_immediately = True
+        await a2a.task(transport, request)
+        await a2a.call(transport, "CancelTask", pb.CancelTaskRequest(id=task.id))
+        *_, last = [each async for each in stream]
+    assert last.status_update.status.state == pb.TASK_STATE_CANCELED
+
+
+async def _expect_overloaded(a2a: A2A, task_id: str) -> None:
+    calls: list[tuple[str, Message]] = [
+        ("SendMessage", script({"text": "x"})),
+        ("SendStreamingMessage", script({"text": "x"})),
+        ("SubscribeToTask", pb.SubscribeToTaskRequest(id=task_id)),
+    ]
     for transport in TRANSPORTS:
-        with pytest.raises(Failed) as failed:
-            await a2a.get("x", transport)
-        assert failed.value.reasons == ["OVERLOADED"]
+        for name, request in calls:
+            with pytest.raises(Failed) as failed:
+                await a2a.call(transport, name, request)
+            assert failed.value.reasons == ["OVERLOADED"], (transport, name)

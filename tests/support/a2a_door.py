@@ -75,6 +75,7 @@ class A2A:
     opened: Door
     channel: grpc.aio.Channel
     token: str
+    grpc_port: int
     version: str = "1.0"
 
     @property
@@ -227,7 +228,7 @@ async def a2a_door(
             await asyncio.sleep(0.01)
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-                yield A2A(opened, channel, token or policy.token)
+                yield A2A(opened, channel, token or policy.token, served.grpc_port)
         finally:
             await served.stop()  # the server of the tests has to exit at once
 
