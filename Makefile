@@ -299,10 +299,12 @@ constraints: ## Write constraints.txt again, with the latest versions
 	{ head -n 1 constraints.txt; .cache/fresh-venv/bin/pip freeze --exclude runlane; } > .cache/constraints.txt
 	mv .cache/constraints.txt constraints.txt
 
+# The extra a2a names this project, which the image builds from its own source.
 image-requirements: ## Write the hashes of what the image installs, at the versions of constraints.txt
 	rm -rf .cache/hash-venv && $(PYTHON) -m venv .cache/hash-venv
 	.cache/hash-venv/bin/pip install --quiet --disable-pip-version-check pip-tools
-	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web a2a chat acp) pyproject.toml
+	$(hashes) --output-file deploy/requirements.txt $(addprefix --extra ,server postgres uvloop metrics traces jwt web a2a chat acp secrets) pyproject.toml
+	sed -i '/^# WARNING: pip install/,/^runlane @/d' deploy/requirements.txt
 	echo 'hatchling>=1.27' > .cache/build.in
 	$(hashes) --output-file deploy/build-requirements.txt .cache/build.in
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
@@ -158,6 +159,26 @@ async def test_stored_bytes_are_the_last_measurement_plus_later_accepts() -> Non
     await found.measure()
     # A tenant with its own quota is always measured, others from their first accept on.
     assert store.measured == ["a", "a", "b"]
+
+
+async def test_bytes_being_written_outlast_measurements_and_end_with_a_failure() -> None:
+    store = FakeStore()
+    store.bytes["a"] = 100
+    found = StoredBytes(QuotaBook(Quotas({"a": Quota(max_stored_bytes=1)})), store)
+    await found.measure()
+    with suppress(StoreUnavailable), found.adding("a", 7), found.adding("a", 30):
+        assert found.of("a") == 137
+        await found.measure()
+        assert found.of("a") == 137
+        raise StoreUnavailable("away")
+    assert found.of("a") == 100
+    with found.adding("a", 7):
+        await found.measure()
+    # Until the next measurement, which sees it.
+    assert found.of("a") == 107
+    store.bytes["a"] = 107
+    await found.measure()
+    assert found.of("a") == 107
 
 
 async def test_an_unlimited_tenant_is_not_measured() -> None:

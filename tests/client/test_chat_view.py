@@ -118,6 +118,43 @@ def test_key_answers_only_after_a_while_and_while_the_question_is_open(
     assert (shown.view.question, shown.view.takes_a_key) == (None, False)
 
 
+def test_key_answers_the_next_question_only_a_while_after_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("runlane.cli.chat.view.time.monotonic", lambda: now)
+    shown = Shown()
+    for name in ("i", "j"):
+        shown.happens("r", InputRequested(question(input_request_id=name)))
+    now += module.CONSIDER_SECONDS
+    assert shown.view.takes_a_key
+    shown.happens("r", InputWithdrawn("i"))
+    assert shown.view.question == question(input_request_id="j")
+    assert (shown.view.takes_a_key, shown.area) == (False, "  …\n")
+    shown.happens("r", TextDelta("x"))
+    now += module.CONSIDER_SECONDS
+    shown.happens("r", TextDelta("y"))
+    assert shown.view.takes_a_key
+
+
+def test_text_answers_the_question_that_was_there_when_typing_began() -> None:
+    shown = Shown()
+    view = shown.view
+    view.typed("a prom")
+    wanted = question(kind=InputKind.TEXT)
+    shown.happens("r", InputRequested(wanted))
+    assert "type the answer" not in shown.area
+    view.typed("a prompt")
+    assert view.addressee is None
+    view.typed("")
+    assert "type the answer" in shown.area
+    view.typed("a")
+    shown.happens("r", InputWithdrawn("i"))
+    shown.happens("r", InputRequested(question(input_request_id="j", kind=InputKind.TEXT)))
+    view.typed("an answer")
+    assert view.addressee == wanted
+
+
 def test_nothing_of_others_steers_the_terminal() -> None:
     shown = Shown()
     shown.see(QueueChanged(("q",), (run("q", HOSTILE),)))

@@ -24,10 +24,11 @@ from runlane import (
     RunState,
     Started,
     Step,
+    Usage,
     WhenBusy,
 )
 from runlane.v1 import run_pb2
-from runlane.worker import Approval, BlockingTurn, Result, Turn
+from runlane.worker import AgentError, Approval, BlockingTurn, Report, Result, Turn
 from runlane.worker import Artifact as Made
 from runlane.worker import Custom as Own
 from runlane.worker.v1 import worker_service_pb2 as pb
@@ -151,6 +152,51 @@ async def test_a_result_that_is_no_json_fails_the_run(
 
 
 # --- Steps ----------------------------------------------------------------------------------------
+
+
+class Wordless(Exception):
+    """A failure without a text."""
+
+    def __str__(self) -> str:
+        raise ValueError("it has none")
+
+
+ODD_ENDS: dict[str, tuple[Sequence[object], BaseException, str]] = {
+    "no message": ((), AgentError(None, reason="NO_MODEL"), "NO_MODEL"),  # type: ignore[arg-type]
+    "no reason": ((), AgentError("away", reason=None), "AGENT_ERROR"),  # type: ignore[arg-type]
+    "half a character": ((), AgentError("no file \udcff", reason="NO_FILE"), "NO_FILE"),
+    "no text": ((), Wordless(), "AGENT_ERROR"),
+    "a model that is no text": (
+        (Report(model=7),),  # type: ignore[arg-type]
+        ValueError("x"),
+        "AGENT_ERROR",
+    ),
+    "usage that is no number": (
+        (Report(usage=Usage(input_tokens=0.5)),),  # type: ignore[arg-type]
+        AgentError("x", reason="LOST"),
+        "AGENT_ERROR",
+    ),
+}
+"""What an agent yields and then raises, and the reason of its run."""
+
+
+@pytest.mark.parametrize("name", ODD_ENDS)
+async def test_a_failure_that_is_hard_to_tell_ends_its_run(
+    name: str, server: ServerProcess, client: Client
+) -> None:
+    reports, failure, reason = ODD_ENDS[name]
+
+    async def agent(turn: Turn) -> AsyncIterator[object]:
+        if turn.prompt.text == "fail":
+            for report in reports:
+                yield report
+            raise failure
+        yield "ok"
+
+    async with working(server.address, {"default": agent}):
+        end = await (await accept(client, "s", "fail")).completed(SECONDS)
+        assert (end.state, end.error and end.error.reason) == (RunState.FAILED, reason)
+        assert (await (await accept(client, "s", "go on")).completed(SECONDS)).text == "ok"
 
 
 async def test_r39_a_step_is_not_repeated_by_the_next_attempt(

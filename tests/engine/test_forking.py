@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
 from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.agents.base import AgentEvent, Turn
 from runlane_server.core.errors import (
     PermissionDenied,
+    QuotaExceeded,
     SessionExists,
     SessionNotFound,
     TurnNotFinished,
     TurnNotFound,
 )
-from runlane_server.core.model import Origin, SessionKey, TextDelta
+from runlane_server.core.model import Origin, Session, SessionKey, TextDelta
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
-from runlane_server.store.base import NewSession, Store
+from runlane_server.engine.forking import MOST_COPIES
+from runlane_server.store.base import NewSession, Stale, Store
 from runlane_server.store.copies import CopyPlan
 from support.node import Node, running
 from support.staging import say, script
@@ -123,6 +127,93 @@ async def test_forks_at_the_same_time_make_one_session(
         assert len(copies) == 2
 
 
+async def test_few_copies_are_made_at_a_time_and_tenants_take_turns(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, plan_copy, may_finish = store.fork_session, store.plan_copy, asyncio.Event()
+    planned: list[CopyPlan | None] = []
+    begun: list[str] = []
+    at_work: set[str] = set()
+    most = 0
+
+    async def plan_one(key: SessionKey, turn: int) -> CopyPlan | None:
+        planned.append(await plan_copy(key, turn))
+        return planned[-1]
+
+    async def fork_session(plan: CopyPlan, session: NewSession) -> None:
+        nonlocal most
+        name = session.key.session_id
+        begun.append(name)
+        at_work.add(name)
+        most = max(most, len(at_work))
+        await may_finish.wait()
+        at_work.remove(name)
+        if name == "1":
+            raise Stale.lane()  # it gives its place back too
+        await whole(plan, session)
+
+    monkeypatch.setattr(store, "plan_copy", plan_one)
+    monkeypatch.setattr(store, "fork_session", fork_session)
+    async with running(store) as node:
+        for tenant in ("busy", "other"):
+            await node.coordinator.create_session("s", tenant=tenant)
+        calls = []
+        for tenant, name in [*(("busy", str(n)) for n in range(8)), ("other", "mine")]:
+            fork = node.coordinator.fork_session("s", name, tenant=tenant)
+            calls.append(asyncio.create_task(fork))
+            while len(planned) < len(calls):
+                await asyncio.sleep(0)
+        may_finish.set()
+        made = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(it) for it in made].count(Session) == 8
+        assert isinstance(made[1], SessionNotFound)
+        assert most == MOST_COPIES
+        assert begun.index("mine") <= MOST_COPIES + 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_copies_at_work_count_towards_the_quota_unless_they_fail(
+    store: Store, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    limit = 100_000
+    whole, plan_copy, may_finish = store.fork_session, store.plan_copy, asyncio.Event()
+    planned: list[CopyPlan | None] = []
+
+    async def plan_one(key: SessionKey, turn: int) -> CopyPlan | None:
+        planned.append(await plan_copy(key, turn))
+        return planned[-1]
+
+    async def fork_session(plan: CopyPlan, session: NewSession) -> None:
+        await may_finish.wait()
+        if fails:
+            raise Stale.lane()
+        await whole(plan, session)
+
+    quotas = QuotaBook(Quotas(others=Quota(max_stored_bytes=limit)))
+    async with running(store, quotas=quotas) as node:
+        await ran(node, "s", "x" * 10_000)
+        await node.coordinator.stored.measure()
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "plan_copy", plan_one)
+            patched.setattr(store, "fork_session", fork_session)
+            calls = []
+            for number in range(6):
+                fork = node.coordinator.fork_session("s", f"f{number}")
+                calls.append(asyncio.create_task(fork))
+                while len(planned) < len(calls) and not calls[-1].done():
+                    await asyncio.sleep(0)
+                await node.coordinator.stored.measure()  # it sees no copy yet
+            may_finish.set()
+            made = await asyncio.gather(*calls, return_exceptions=True)
+        expected = SessionNotFound if fails else Session
+        assert [type(it) for it in made] == [expected] * 3 + [QuotaExceeded] * 3
+        assert await store.stored_bytes(DEFAULT_TENANT) < limit
+        for number in range(3 if fails else 0):
+            await node.coordinator.fork_session("s", f"g{number}")
+        with pytest.raises(QuotaExceeded):
+            await node.coordinator.fork_session("s", "more")
+
+
 async def test_copy_goes_on_without_its_caller(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +250,28 @@ async def test_source_deleted_during_the_copy_is_not_found(
         with pytest.raises(SessionNotFound):
             await node.coordinator.fork_session("s", "fork")
         assert await store.get_session(SessionKey(DEFAULT_TENANT, "fork")) is None
+
+
+@pytest.mark.parametrize("before", ["load_lane", "plan_copy"])
+async def test_source_replaced_while_it_is_read_is_not_found(
+    store: Store, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    read = getattr(store, before)
+
+    async def replaced(*args: Any) -> Any:
+        monkeypatch.setattr(store, before, read)
+        await node.coordinator.delete_session("s")
+        await ran(node, "s", "another")
+        return await read(*args)
+
+    async with running(store) as node:
+        for _ in range(3):
+            await ran(node, "s")
+        monkeypatch.setattr(store, before, replaced)
+        with pytest.raises(SessionNotFound):
+            await node.coordinator.fork_session("s", "fork")
+        assert await store.get_session(SessionKey(DEFAULT_TENANT, "fork")) is None
+        assert (await node.coordinator.fork_session("s", "fork")).origin == Origin("s", 1)
 
 
 async def test_agents_learn_the_origin_with_every_turn_of_a_fork(store: Store) -> None:

@@ -129,10 +129,12 @@ async def test_r21_output_that_cannot_be_stored_ends_the_run_without_a_gap(
 ) -> None:
     append = store.append
 
-    async def refuse_tools(key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    async def refuse_tools(
+        key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
         if any(isinstance(event.body, ToolCall) for event in events):
             raise OverflowError("a value that no store takes")
-        await append(key, attempt, events)
+        await append(key, attempt, events, host=host)
 
     agent = Agent(steps=[TextDelta("a"), ToolCall("c", "look", "{}"), TextDelta("b")])
     async with running(store, agent=agent) as node:
@@ -207,11 +209,13 @@ async def test_r24_a_row_that_cannot_be_encoded_is_refused_as_itself(
     """An error that says "the store is unavailable" would be repeated forever."""
     append = store.append
 
-    async def spoil(key: RunKey, attempt: int, events: Sequence[RunEvent]) -> None:
+    async def spoil(
+        key: RunKey, attempt: int, events: Sequence[RunEvent], *, host: str = ""
+    ) -> None:
         if any(event.body == TextDelta("bad") for event in events):
             wrong: Wrong = Unwritable()
             events = [replace(event, at=wrong) for event in events]
-        await append(key, attempt, events)
+        await append(key, attempt, events, host=host)
 
     monkeypatch.setattr(store, "append", spoil)
     agent = Agent(steps=[TextDelta("bad"), TextDelta("more")])

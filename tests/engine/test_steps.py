@@ -90,8 +90,8 @@ async def test_r39_the_result_is_durable_before_the_agent_continues(
     stored: list[StepResult] = []
     append = store.append
 
-    async def noted(key: RunKey, attempt: int, events: list[RunEvent]) -> None:
-        await append(key, attempt, events)
+    async def noted(key: RunKey, attempt: int, events: list[RunEvent], *, host: str = "") -> None:
+        await append(key, attempt, events, host=host)
         stored.extend(steps_of(events))
 
     monkeypatch.setattr(store, "append", noted)

@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
         "vitals",
         "base",
         "batching",
+        "copies",
         "corrupt",
         "fair_queue",
         "findings",

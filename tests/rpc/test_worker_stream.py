@@ -256,6 +256,50 @@ async def test_r34_a_worker_that_returns_after_its_end_may_repeat_its_output() -
         await slot.emit(2, [TextDelta("b"), TextDelta("c")])
 
 
+@dataclass
+class RefusingTurn(LocalDurableTurn):
+    """A turn that refuses what its agent does."""
+
+    async def emit(self, event: Any) -> None:
+        """Refuses an event."""
+        raise AgentError("Custom.json is no JSON value")
+
+    async def take_folded(self) -> Sequence[FoldedPrompt]:
+        """The run has failed, and takes no more prompts."""
+        raise AssertionError("a prompt joined a failed run")
+
+
+UNDER_WAY: dict[str, Callable[[Slot], Awaitable[None]]] = {
+    "emit": lambda slot: slot.emit(2, [TextDelta("b")]),
+    "take_folded": lambda slot: slot.take_folded(1),
+    "get_history": lambda slot: slot.send_history(),
+    "find_step": lambda slot: slot.find_step("k"),
+    "ask": lambda slot: slot.ask([]),
+    "finish": lambda slot: slot.finish(2, Report()),
+}
+
+
+@pytest.mark.parametrize("is_unreadable", [False, True])
+@pytest.mark.parametrize("name", UNDER_WAY)
+async def test_r33_what_is_under_way_when_the_run_fails_is_no_mistake(
+    name: str, *, is_unreadable: bool
+) -> None:
+    """An error would end the worker with all of its slots (W11)."""
+    down = Downstream()
+    slot, execution = Slot(None, down), Execution(RefusingTurn(), "default", lease=60)
+    execution.assign(slot)
+    if is_unreadable:
+        slot.refuse("emit", AgentError("emit.events[0] is no event"))
+    else:
+        await slot.emit(1, [TextDelta("a")])
+    await UNDER_WAY[name](slot)
+    execution.end()
+    execution.turn.end.commit()
+    await settle()
+    assert [type(message) for message in waiting(down)] == [Assigned, Fenced]
+    assert (await execution.wait()).error is not None
+
+
 # --- Faults ---------------------------------------------------------------------------------------
 
 ENDS: dict[str, tuple[AgentError | None, int]] = {

@@ -23,7 +23,7 @@ from runlane_server.core.model import (
 from runlane_server.core.turn import DraftMessage
 from runlane_server.rpc import convert
 from runlane_server.rpc.transcript import lay_out
-from runlane_server.store.base import EventFilter, Store
+from runlane_server.store.base import EventFilter, NewSession, Store
 from runlane_server.store.lookup import RunFilter
 from support.story import MANY, PLENTY, TENANT, Story, answer, request
 
@@ -59,6 +59,22 @@ async def play(store: Store, session_id: str) -> Story:
     await story.start()
     await story.append(TextDelta("y"))
     return story
+
+
+async def fork(story: Story, name: str, turn: int) -> SessionKey:
+    """A fork of a session at a turn."""
+    plan = await story.store.plan_copy(story.key, turn)
+    assert plan is not None
+    made = SessionKey(story.tenant, name)
+    await story.store.fork_session(plan, NewSession(made, story.tick(), "title", {"a": "b"}))
+    return made
+
+
+COPIES_DAMAGED = {
+    "answer": "UPDATE copied_messages SET parts = '[' WHERE run_id = 'bad-ended' AND ordinal > 0",
+    "prompt": "UPDATE copied_messages SET prompt = NULL WHERE run_id = 'bad-ended' AND ordinal = 0",
+}
+"""Damages to the copy that a fork of the session `bad` begins with."""
 
 
 async def view(store: Store, session_id: str) -> dict[str, object]:

@@ -94,7 +94,10 @@ async def test_r55_nodes_share_the_webhooks_and_lose_no_event(
         sent = {"alone"}
         # Both are known to the cluster now, so the first one hands over what is beyond its share.
         beside = await plain(postgres_url)
-        await beside.execute("INSERT INTO nodes (node_id, address) VALUES ('a', ''), ('b', '')")
+        await beside.execute(
+            "INSERT INTO nodes (node_id, address, heartbeat)"
+            " VALUES ('a', '', now() + interval '1 hour'), ('b', '', now() + interval '1 hour')"
+        )
         await beside.close()
         async with asyncio.timeout(10):
             while not len(leader.dispatcher.deliveries) == len(other.dispatcher.deliveries) == 3:

@@ -21,6 +21,7 @@ from runlane.worker.events import (
     Totals,
     check_step_key,
     encode,
+    explained,
     is_report,
     is_result,
     merged,
@@ -85,43 +86,48 @@ class Attempt:
     # --- The agent ----------------------------------------------------------------------------
 
     async def _execute(self, function: AgentFunction, turn: Turn) -> None:
-        error: AgentError | None = None
+        failure: BaseException | None = None
         try:
             async with aclosing(run_function(function, turn)) as events:
                 async for event in events:
                     await self.emit(event)
         except asyncio.CancelledError:
             if not self._is_stopped:
-                error = AgentError("the agent cancelled its own task")
-        except AgentError as failure:
-            error = failure
-        except BaseException as failure:  # noqa: BLE001 - it fails the run, not the worker
-            reason = getattr(failure, "reason", "AGENT_ERROR")
-            message = getattr(failure, "message", f"{type(failure).__name__}: {failure}")
-            error = AgentError(str(message), reason=str(reason))
+                failure = AgentError("the agent cancelled its own task")
+        except BaseException as raised:  # noqa: BLE001 - it fails the run, not the worker
+            failure = raised
         if self._end is None:
-            self._end = self._outcome(error)
+            self._end = self._outcome(failure)
         self._wake()
 
-    def _outcome(self, error: AgentError | None) -> pb.WorkRequest:
-        totals, number = self._totals, self.acknowledged + len(self._waiting)
-        if error is None:
-            finish = pb.WorkRequest.Finish(
-                number=number,
-                usage=totals.usage,
-                model=totals.model,
-                finish_reason=totals.finish_reason,
-                result_json=self._result,
-            )
-            return pb.WorkRequest(finish=finish)
-        fail = pb.WorkRequest.Fail(
+    def _outcome(self, failure: BaseException | None) -> pb.WorkRequest:
+        number = self.acknowledged + len(self._waiting)
+        try:
+            if failure is None:
+                return pb.WorkRequest(finish=self._finish(number))
+            return pb.WorkRequest(fail=self._fail(number, explained(failure)))
+        except Exception as error:  # noqa: BLE001 - without an end the run would stay for ever
+            message = f"the agent reported what cannot be sent ({type(error).__name__})"
+            return pb.WorkRequest(fail=pb.WorkRequest.Fail(number=number, message=message))
+
+    def _finish(self, number: int) -> pb.WorkRequest.Finish:
+        totals = self._totals
+        return pb.WorkRequest.Finish(
+            number=number,
+            usage=totals.usage,
+            model=totals.model,
+            finish_reason=totals.finish_reason,
+            result_json=self._result,
+        )
+
+    def _fail(self, number: int, error: AgentError) -> pb.WorkRequest.Fail:
+        return pb.WorkRequest.Fail(
             number=number,
             reason=error.reason,
             message=error.message[:MESSAGE_CHARS],
-            usage=totals.usage,
-            model=totals.model,
+            usage=self._totals.usage,
+            model=self._totals.model,
         )
-        return pb.WorkRequest(fail=fail)
 
     def stop(self) -> None:
         """Stops the agent: the run was cancelled, or the attempt was taken away."""

@@ -122,6 +122,16 @@ class AgentError(Exception):
         self.message = message
 
 
+def explained(failure: BaseException) -> AgentError:
+    """What the server is told about anything that an agent raised."""
+    reason = getattr(failure, "reason", None) or "AGENT_ERROR"
+    message = getattr(failure, "message", None)
+    if message is None:
+        is_named = isinstance(failure, AgentError)
+        message = reason if is_named else f"{type(failure).__name__}: {failure}"
+    return AgentError(clean(str(message)), reason=clean(str(reason)))
+
+
 def is_report(event: object) -> bool:
     """Whether an event is a report, of this package or of `runlane_server`."""
     return type(event).__name__ == "Report"

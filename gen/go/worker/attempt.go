@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -69,6 +70,7 @@ func (s *slot) newAttempt(turn *pb.WorkResponse_Turn) *attempt {
 
 func (a *attempt) execute(ctx context.Context, agent Agent) {
 	err := call(ctx, agent, &Turn{a.turn, a})
+	reason, message := explain(err)
 	a.slot.mu.Lock()
 	defer a.slot.changed()
 	a.isReturned = true
@@ -80,11 +82,7 @@ func (a *attempt) execute(ctx context.Context, agent Agent) {
 		a.end = &pb.WorkRequest{Message: &pb.WorkRequest_Finish_{Finish: a.finish}}
 		return
 	}
-	fail := &pb.WorkRequest_Fail{Number: a.last(), Usage: a.finish.Usage, Model: a.finish.Model, Message: cut(err.Error())}
-	var own *Error
-	if errors.As(err, &own) {
-		fail.Reason = own.Reason
-	}
+	fail := &pb.WorkRequest_Fail{Number: a.last(), Usage: a.finish.Usage, Model: a.finish.Model, Reason: reason, Message: message}
 	a.end = &pb.WorkRequest{Message: &pb.WorkRequest_Fail_{Fail: fail}}
 }
 
@@ -96,6 +94,24 @@ func call(ctx context.Context, agent Agent, turn *Turn) (err error) {
 		}
 	}()
 	return agent(ctx, turn)
+}
+
+// explain tells why an agent failed. The methods of its error are its own code, and may panic, as those of a
+// nil pointer do.
+func explain(err error) (reason, message string) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			message = cut(fmt.Sprintf("%T: its text cannot be told: %v", err, cause))
+		}
+	}()
+	if err == nil {
+		return "", ""
+	}
+	var own *Error
+	if errors.As(err, &own) {
+		reason = strings.ToValidUTF8(own.Reason, "\uFFFD")
+	}
+	return reason, cut(err.Error())
 }
 
 func (a *attempt) report(change func(*pb.WorkRequest_Finish)) {

@@ -1,7 +1,7 @@
 """How much each limited tenant has stored, measured periodically.
 
-Between two measurements, runs accepted on this node are added. Output of agents and runs of other
-nodes appear only in the next measurement.
+Between two measurements, runs accepted on this node are added, and copies that it makes as long as
+they take. Output of agents and runs of other nodes appear only in the next measurement.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import structlog
@@ -40,6 +42,7 @@ class StoredBytes:
         self._store = store
         self._measured: dict[str, int] = {}
         self._accepted_since: Counter[str] = Counter()
+        self._at_work: Counter[str] = Counter()
         self._tenants: set[str] = set()
         self._wakeup = asyncio.Event()
         book.listen(self._wakeup.set)
@@ -49,12 +52,26 @@ class StoredBytes:
         if tenant not in self._tenants:
             self._tenants.add(tenant)
             self._wakeup.set()
-        return self._measured.get(tenant, 0) + self._accepted_since[tenant]
+        added = self._accepted_since[tenant] + self._at_work[tenant]
+        return self._measured.get(tenant, 0) + added
 
     def add(self, tenant: str, size: int) -> None:
         """Adds the size of a run accepted here, in bytes."""
         if self._book.of(tenant).max_stored_bytes is not None:
             self._accepted_since[tenant] += size
+
+    @contextmanager
+    def adding(self, tenant: str, size: int) -> Iterator[None]:
+        """Counts bytes while they are written, which may outlast measurements that do not see them;
+        from then on as `add` does, unless the writing fails."""
+        self._at_work[tenant] += size
+        try:
+            yield
+            self.add(tenant, size)
+        finally:
+            self._at_work[tenant] -= size
+            if not self._at_work[tenant]:
+                del self._at_work[tenant]
 
     async def measure(self) -> None:
         """Measures every limited tenant that was asked for or has its own quota."""

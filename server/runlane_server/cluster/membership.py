@@ -34,6 +34,10 @@ HEARTBEATS = 4
 HEARTBEAT_RETRIES = 20
 """Heartbeats per lease after a failed one, since the store may be back only briefly."""
 
+LONGEST_PACE = 20.0
+"""Heartbeats of longer leases are as frequent as with one of these seconds: a silent node is soon
+known to do no work, whenever it is declared dead."""
+
 SAFE_FRACTION = 0.8
 """Fraction of the lease without a heartbeat after which a node declares itself dead."""
 
@@ -176,9 +180,7 @@ class Membership:
         log.info("node joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
 
     async def _until_heartbeat(self) -> None:
-        await asyncio.sleep(
-            _jittered(self.lease / (HEARTBEATS if self._is_connected else HEARTBEAT_RETRIES))
-        )
+        await asyncio.sleep(_jittered(heartbeat_pause(self.lease, failed=not self._is_connected)))
 
     async def _heartbeat(self) -> None:
         # The time before the request: the lease starts at some instant before the answer.
@@ -297,6 +299,11 @@ class Membership:
                 log.debug("store unavailable", error=error.message)
             except Exception:
                 log.exception("cluster task failed")
+
+
+def heartbeat_pause(lease: float, *, failed: bool) -> float:
+    """Seconds until the next heartbeat, without jitter."""
+    return min(lease, LONGEST_PACE) / (HEARTBEAT_RETRIES if failed else HEARTBEATS)
 
 
 def _jittered(seconds: float) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,12 @@ from runlane_server.core.errors import QuotaExceeded, SessionExists, SessionNotF
 from runlane_server.core.fork import fork_turn
 from runlane_server.core.model import Micros, Origin, Session, SessionKey
 from runlane_server.store.base import NewSession, SessionTaken, Stale, Store
+from runlane_server.store.copies import CopyPlan
+from runlane_server.store.fair_queue import FairSlots
 from runlane_server.store.weight import SESSION_BYTES, session_weight
+
+MOST_COPIES = 2
+"""Copies that a node makes at a time: an accept may wait for a piece of each."""
 
 
 class ForkAdmission(NamedTuple):
@@ -32,11 +38,14 @@ class ForkAdmission(NamedTuple):
             self.agents.choose(source.agent)
         self._raise(self.admission.session_refusal(self.tenant))
 
-    def copy(self, source: Session, size: int) -> None:
-        """Admits a copy of `size` bytes, and counts it: forks at the same time have to see it."""
+    @contextmanager
+    def copy(self, source: Session, size: int) -> Iterator[None]:
+        """Admits a copy of `size` bytes that is made meanwhile, and counts it from the beginning:
+        forks at the same time have to see it."""
         self._raise(self.admission.storage_refusal(self.tenant, size))
         own = session_weight(source.title, source.metadata)
-        self.stored.add(self.tenant, SESSION_BYTES + own + size)
+        with self.stored.adding(self.tenant, SESSION_BYTES + own + size):
+            yield
 
     def _raise(self, refusal: QuotaExceeded | None) -> None:
         if refusal is not None:
@@ -69,6 +78,7 @@ class Forks:
         self._store = store
         self._now = now
         self._at_work: dict[ForkRequest, asyncio.Task[Session]] = {}
+        self._slots = FairSlots(MOST_COPIES)
 
     async def fork(self, request: ForkRequest, admit: ForkAdmission) -> Session:
         """Creates a fork, or returns the one that the same request has created.
@@ -97,13 +107,14 @@ class Forks:
         admit.session(source)
         turn = fork_turn(await self._store.load_lane(request.source), request.at_turn)
         plan = await self._store.plan_copy(request.source, turn)
-        if plan is None:
+        # A session that replaced the source since has another transcript.
+        if plan is None or plan.created_at != source.created_at:
             raise SessionNotFound.of(request.source.session_id)
-        admit.copy(source, plan.size)
         at = self._now()
         made = NewSession(request.new, at, source.title, source.metadata, source.agent)
         try:
-            await self._store.fork_session(plan, made)
+            with admit.copy(source, plan.size):
+                await self._copy(plan, made)
         except SessionTaken:
             # By the same request on another node, or after an answer that was lost.
             if (earlier := await self._earlier(request)) is not None:
@@ -113,6 +124,13 @@ class Forks:
             raise SessionNotFound.of(request.source.session_id) from None
         origin = Origin(request.source.session_id, turn)
         return made.as_session(origin)
+
+    async def _copy(self, plan: CopyPlan, made: NewSession) -> None:
+        await self._slots.acquire(plan.tenant)
+        try:
+            await self._store.fork_session(plan, made)
+        finally:
+            self._slots.release()
 
     async def _earlier(self, request: ForkRequest) -> Session | None:
         """The session that an earlier request like this one has created. Raises SessionExists for

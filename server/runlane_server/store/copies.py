@@ -16,7 +16,8 @@ from runlane_server.store.base import MessagePlace
 from runlane_server.store.weight import MESSAGE_BYTES
 
 PIECE_BYTES = 4 << 20
-"""The most bytes of a piece, unless it is one large message: bounds how long other writes wait."""
+"""The most bytes of a piece, unless it is one large message. Other writes may wait for a piece of
+each copy that is being made; `engine/forking.py` limits those."""
 
 PIECE_ROWS = 1_000
 

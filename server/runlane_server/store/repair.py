@@ -27,6 +27,9 @@ CORRUPT_KIND = "corrupt"
 
 EMPTY_BODY = "[]"
 
+CORRUPT_PROMPT = CORRUPT_PARTS[0].text
+"""The prompt of a copied message whose own cannot be read."""
+
 
 def is_damaged(read: Callable[[], object]) -> bool:
     """Whether reading a row finds a damaged record."""

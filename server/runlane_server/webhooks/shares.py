@@ -60,9 +60,10 @@ class Shares:
         # One that becomes free may let several take theirs.
         while (other := self._next()) is not None:
             self._take(other)
-            turn = self._waiting[other][0]
-            turn.set_result(None)
-            self._forget(other, turn)
+            queue = self._waiting.pop(other)
+            queue.popleft().set_result(None)
+            if queue:
+                self._waiting[other] = queue  # behind the others
 
     def _may_take(self, tenant: str) -> bool:
         held = self.held[tenant]
@@ -73,11 +74,23 @@ class Shares:
         self.held[tenant] += 1
 
     def _next(self) -> str | None:
+        """The tenant whose longest waiting caller comes next."""
+        self._drop_cancelled()
         allowed = filter(self._may_take, self._waiting)
         return min(allowed, key=lambda tenant: self.held[tenant], default=None)
 
+    def _drop_cancelled(self) -> None:
+        """Drops callers that were cancelled and have not noticed yet."""
+        for tenant, queue in tuple(self._waiting.items()):
+            while queue and queue[0].done():
+                queue.popleft()
+            if not queue:
+                del self._waiting[tenant]
+
     def _forget(self, tenant: str, turn: asyncio.Future[None]) -> None:
-        queue = self._waiting.pop(tenant)
-        queue.remove(turn)
-        if queue:
-            self._waiting[tenant] = queue  # behind the others
+        """Drops a caller that was cancelled, unless a release has dropped it."""
+        queue = self._waiting.get(tenant, deque())
+        if turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._waiting[tenant]

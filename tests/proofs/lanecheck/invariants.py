@@ -188,6 +188,10 @@ def _check_waiting(lane: Lane) -> None:
         all(one.rank < next_one.rank for one, next_one in pairwise(lane.waiting)),
         "waiting runs are ordered by rank (R7)",
     )
+    require(
+        all(run.rank <= lane.accept_seq for run in lane.waiting),
+        "a run that an older release appends, with its accept_seq as rank, is the last (R7)",
+    )
 
 
 # --- One step -----------------------------------------------------------------------------------

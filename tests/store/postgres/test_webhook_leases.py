@@ -82,6 +82,32 @@ async def test_nodes_share_the_webhooks(postgres_url: str, beside: Connection) -
         assert [one.is_excess for one in await lease("two")] == [False] * 5 + [True] * 3
 
 
+async def test_r55_a_node_that_is_silent_for_a_lease_has_no_share(
+    postgres_url: str, beside: Connection
+) -> None:
+    """It may be declared dead much later: the lease of a node may be longer than a webhook's."""
+    async with postgres_store(postgres_url) as store:
+        for n in range(6):
+            await new_webhook(store, WebhookKey("tenant", f"h{n}"))
+        await beside.execute("INSERT INTO nodes (node_id, address) VALUES ('a', ''), ('b', '')")
+        lease = partial(store.webhooks.lease, seconds=15, limit=99)
+        assert [len(await lease("one")), len(await lease("two"))] == [3, 3]
+        await beside.execute(
+            "UPDATE webhooks SET leased_until = now() - interval '1 second' WHERE leased_by = 'two'"
+        )
+        await beside.execute(
+            "UPDATE nodes SET heartbeat = now() - interval '16 s' WHERE node_id = 'b'"
+        )
+        for _ in range(2):
+            assert [one.is_excess for one in await lease("one")] == [False] * 6
+        # It was only paused.
+        await store.cluster.heartbeat("b", 60)
+        excess = [one.key for one in await lease("one") if one.is_excess]
+        await store.webhooks.release("one", excess)
+        assert {one.key for one in await lease("two")} == set(excess)
+        assert len(excess) == 3
+
+
 async def test_a_node_keeps_its_webhooks_before_it_takes_others(postgres_url: str) -> None:
     async with postgres_store(postgres_url) as one, postgres_store(postgres_url) as two:
         await new_webhook(one, WebhookKey("tenant", "a"))

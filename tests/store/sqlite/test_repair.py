@@ -4,22 +4,28 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from runlane_server.core.errors import StartError
-from runlane_server.core.model import Corrupt, RunKey, SessionKey
+from runlane_server.core.model import Corrupt, Message, RunKey, SessionKey
 from runlane_server.store.base import EventFilter
 from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.repair import repair
 from runlane_server.store.sqlite.store import SqliteStore
-from store.planting import BAD, GOOD, play, run_id
+from store.planting import BAD, COPIES_DAMAGED, GOOD, fork, play, run_id
 from support.asking import DAY, ask, question
 from support.story import MANY, PLENTY, TENANT
 
 pytestmark = pytest.mark.sqlite("damages the rows of a file")
+
+
+async def transcript(store: SqliteStore, key: SessionKey) -> Sequence[Message]:
+    return (await store.list_messages(key, limit=MANY, max_bytes=PLENTY)).items
+
 
 REPLACED = {
     "message": (
@@ -100,6 +106,52 @@ async def test_file_in_use_is_not_repaired(tmp_path: Path) -> None:
     async with SqliteStore(path):
         with pytest.raises(StartError, match="in use by another server"):
             await repair(path)
+
+
+COPIES = {
+    **COPIES_DAMAGED,
+    "attachment": "DELETE FROM copied_attachments WHERE turn = 1",
+    "name": f"UPDATE copied_messages SET message_id = x'ff' WHERE run_id = '{BAD}-ended'",
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+async def test_damaged_message_of_a_copy_is_replaced_and_no_other(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path) as store:
+        story = await play(store, BAD)
+        await ask(story, question(timeout=DAY))
+        first, second = [await fork(story, name, 2) for name in ("first", "second")]
+        before = await transcript(store, first)
+    assert check(path).problems == ()
+    with closing(sqlite3.connect(path)) as db, db:
+        copy = "(SELECT copy_id FROM sessions WHERE session_id = 'first')"
+        assert db.execute(f"{COPIES[kind]} AND copy_id = {copy}").rowcount
+    assert check(path).problems != ()
+    lines = await repair(path)
+    assert all(("copy" in it or "copied" in it) and "replaced" in it for it in lines), lines
+    assert check(path).problems == ()
+    assert await repair(path) == []
+    async with SqliteStore(path) as store:
+        after = await transcript(store, first)
+        assert await transcript(store, second) == before
+    bad = [it for it in after if "CORRUPT_RECORD" in str(it)]
+    assert [it.run_id for it in bad] == ([f"{BAD}-ended"] if kind != "name" else [])
+    assert [it for it in before if it.run_id != f"{BAD}-ended"] == [
+        it for it in after if it.run_id != f"{BAD}-ended"
+    ]
+
+
+async def test_repair_counts_questions_among_the_stored_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path) as store:
+        await ask(await play(store, BAD), question(timeout=DAY))
+    with closing(sqlite3.connect(path)) as db, db:
+        assert db.execute(REPLACED["message"][0]).rowcount
+    assert REPLACED["message"][1] in await repair(path)
+    assert check(path).problems == ()
 
 
 async def test_damaged_input_request_is_removed_with_its_session(tmp_path: Path) -> None:

@@ -138,9 +138,9 @@ class Chat:
 
     async def _type(self) -> None:
         while (text := await self._screen.read()) is not None:
-            question = self._view.question
             if not text.strip():
                 continue
+            question = self._view.addressee
             if question is not None and question.kind is not InputKind.APPROVAL:
                 self._answer_with(question, text)
             else:

@@ -44,10 +44,12 @@ class Screen:
             refresh_interval=0.5,  # a question takes keys only after a while
             style=_STYLE,
         )
+        self._session.default_buffer.on_text_changed += lambda buffer: self.view.typed(buffer.text)
         self._session.app.ttimeoutlen = self._session.app.timeoutlen = ESCAPE_SECONDS
 
     async def read(self) -> str | None:
         """Reads a prompt; None when the person leaves."""
+        self.view.typed("")
         try:
             return await self._session.prompt_async()
         except EOFError:
@@ -90,6 +92,7 @@ class Screen:
         def _clear(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
                 event.current_buffer.reset()
+                self.view.typed("")
             else:
                 event.app.exit(exception=EOFError())
 

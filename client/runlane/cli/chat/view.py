@@ -55,8 +55,8 @@ OPEN_ROWS = 4
 """Rows of the line that is being written; a longer one is broken."""
 
 CONSIDER_SECONDS = 1.0
-"""A key answers a question only this long after it was shown: it may have been meant for a prompt
-that a person was typing when the question came."""
+"""A key answers a question only this long after it became the next one: it may have been meant for
+a prompt that a person was typing when the question came, or for the question before."""
 
 _KEYS: Mapping[InputKind, str] = MappingProxyType(
     {
@@ -84,22 +84,33 @@ class ChatView:
         self._unannounced = ""
         self._open_line = ""
         self._wrote_text = False
-        self._questions: dict[str, tuple[InputRequest, float]] = {}
+        self._questions: dict[str, InputRequest] = {}
+        self._first = ""
+        self._first_since = 0.0
+        self._is_typing = False
+        self.addressee: InputRequest | None = None
+        """The question that was the next one when the person began to type."""
 
     # --- The area above the input -----------------------------------------------------------------
 
     @property
     def question(self) -> InputRequest | None:
         """The question to answer next."""
-        return next((request for request, _ in self._questions.values()), None)
+        return next(iter(self._questions.values()), None)
 
     @property
     def takes_a_key(self) -> bool:
         """Whether a key may answer the question."""
-        for request, shown in self._questions.values():
-            is_considered = time.monotonic() - shown >= CONSIDER_SECONDS
-            return request.kind is InputKind.APPROVAL and is_considered
-        return False
+        question = self.question
+        if question is None or question.kind is not InputKind.APPROVAL:
+            return False
+        return time.monotonic() - self._first_since >= CONSIDER_SECONDS
+
+    def typed(self, text: str) -> None:
+        """Notes a change of the input."""
+        if text and not self._is_typing:
+            self.addressee = self.question
+        self._is_typing = bool(text)
 
     def area(self) -> Fragments:
         """The open line, the prompts that wait, and how to answer the question."""
@@ -117,6 +128,8 @@ class ChatView:
         question = self.question
         if question is not None:
             how = _KEYS.get(question.kind, "use runlane answer")
+            if self._is_typing and question != self.addressee:
+                how = "Enter sends what you were typing, not an answer"
             is_early = question.kind is InputKind.APPROVAL and not self.takes_a_key
             lines.append(("class:ask", "  …" if is_early else f"  {how}"))
         return [(style, f"{text}\n") for style, text in lines]
@@ -167,6 +180,14 @@ class ChatView:
                 self._know(*runs)
             case SessionChanged(session, active_run):
                 self._show_change(session, active_run)
+        self._consider()
+
+    def _consider(self) -> None:
+        """A question that has become the first one is considered from now on: a key may have been
+        meant for the one before."""
+        first = next(iter(self._questions), "")
+        if first != self._first:
+            self._first, self._first_since = first, time.monotonic()
 
     def _show_snapshot(self, snapshot: SessionSnapshot) -> None:
         self.session = snapshot.session
@@ -258,7 +279,7 @@ class ChatView:
             self._print(f"> {line}", "bold cyan")
 
     def _on_end(self, run_id: str, complete: RunComplete) -> None:
-        for name, (request, _) in list(self._questions.items()):
+        for name, request in list(self._questions.items()):
             if request.run_id == run_id:
                 del self._questions[name]
         if run_id == self.active_run_id:
@@ -273,7 +294,7 @@ class ChatView:
         """Prints a question whole: a person may only approve what can be seen."""
         if request.input_request_id in self._questions:
             return
-        self._questions[request.input_request_id] = (request, time.monotonic())
+        self._questions[request.input_request_id] = request
         self._end_line()
         self._print(f"? {field(request.text)}", "bold magenta")
         if request.tool_name:

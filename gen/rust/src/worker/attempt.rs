@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::turn::{Agent, AgentError, AgentResult, Answer, MAX_TEXT, Said, Turn};
 use super::v1::work_request::{Begun, Emit, Fail, Finish, Message, Resume};
@@ -27,11 +27,18 @@ struct Asked {
     waiting: Vec<oneshot::Sender<Answer>>,
 }
 
+/// What an attempt hears of its agent.
+pub(super) enum Heard {
+    Said(Said),
+    Returned(Result<AgentResult, JoinError>),
+}
+
 /// The attempt outlives the connection.
 pub(super) struct Attempt {
     turn: Arc<work_response::Turn>,
     agent: JoinHandle<AgentResult>,
-    pub(super) output: mpsc::Receiver<Said>,
+    is_returned: bool,
+    output: mpsc::Receiver<Said>,
     /// Not acknowledged (W4).
     waiting: VecDeque<Event>,
     acked: i64,
@@ -59,6 +66,7 @@ impl Attempt {
         let given = Turn::new(turn.clone(), slot);
         Self {
             agent: tokio::spawn(agent(given)),
+            is_returned: false,
             turn,
             output,
             waiting: VecDeque::new(),
@@ -84,32 +92,49 @@ impl Attempt {
 
     /// Whether there is room for what the agent says next (W4).
     pub(super) fn has_room(&self) -> bool {
-        self.end.is_none() && self.waiting.len() < self.turn.window.max(1) as usize
+        !self.is_returned && self.waiting.len() < self.turn.window.max(1) as usize
     }
 
-    /// Takes what the agent says; None is its end.
-    pub(super) async fn hear(&mut self, said: Option<Said>) {
-        match said {
-            Some(Said::Event(event, stored)) => {
+    /// What the agent says next, or its end, which comes after all that it said. The end is that of its
+    /// future: others may hold its `Turn` for longer, and it may drop its own earlier.
+    pub(super) async fn listen(&mut self) -> Heard {
+        tokio::select! {
+            Some(said) = self.output.recv() => Heard::Said(said),
+            returned = &mut self.agent => Heard::Returned(returned),
+        }
+    }
+
+    /// Takes what the agent says.
+    pub(super) fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Said(Said::Event(event, stored)) => {
                 self.add(event);
                 if let Some(stored) = stored {
                     self.durable.push((self.last(), stored));
                 }
             }
-            Some(Said::Ask(name, message, answer)) => self.ask(name, message, answer),
-            Some(Said::Report(facts)) => facts(&mut self.finish),
-            None => {
-                self.requests.clear();
-                self.end = Some(match (&mut self.agent).await {
-                    Ok(Err(error)) => self.failed(&*error),
-                    Err(error) if error.is_panic() => self.failed(&error),
-                    _ => Message::Finish(Finish {
-                        number: self.last(),
-                        ..self.finish.clone()
-                    }), // W6
-                });
-            }
+            Heard::Said(Said::Ask(name, message, answer)) => self.ask(name, message, answer),
+            Heard::Said(Said::Report(facts)) => facts(&mut self.finish),
+            Heard::Returned(returned) => self.end_with(returned),
         }
+    }
+
+    fn end_with(&mut self, returned: Result<AgentResult, JoinError>) {
+        self.is_returned = true;
+        self.output.close();
+        // What it said just before its end. A task that holds a clone of its turn says no more.
+        while let Ok(said) = self.output.try_recv() {
+            self.hear(Heard::Said(said));
+        }
+        self.requests.clear();
+        self.end = Some(match returned {
+            Ok(Err(error)) => self.failed(&*error),
+            Err(error) if error.is_panic() => self.failed(&error),
+            _ => Message::Finish(Finish {
+                number: self.last(),
+                ..self.finish.clone()
+            }), // W6
+        });
     }
 
     fn failed(&self, error: &(dyn Error + 'static)) -> Message {
@@ -259,7 +284,11 @@ impl Attempt {
     /// Stops the agent, and waits until it has returned.
     pub(super) async fn stop(&mut self) {
         self.cancel();
-        while self.output.recv().await.is_some() {}
+        self.output.close();
+        if !self.is_returned {
+            self.is_returned = true;
+            let _ = (&mut self.agent).await;
+        }
     }
 
     pub(super) fn resume(&self) -> Resume {

@@ -13,8 +13,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::attempt::Attempt;
-use super::turn::{Agent, Said};
+use super::attempt::{Attempt, Heard};
+use super::turn::Agent;
 use super::v1::work_request::{HandBack, Message, Offer};
 use super::v1::work_response;
 use super::v1::worker_service_client::WorkerServiceClient;
@@ -104,9 +104,9 @@ impl Slot {
                 Stage::HandingBack
             };
             tokio::select! {
-                said = listen(&mut self.attempt), if can_hear => {
+                heard = listen(&mut self.attempt), if can_hear => {
                     if let Some(attempt) = &mut self.attempt {
-                        attempt.hear(said).await;
+                        attempt.hear(heard);
                     }
                 }
                 () = reached(&mut stage, due), if !is_leaving => { // W10
@@ -188,8 +188,11 @@ async fn read(
     }
 }
 
-async fn listen(attempt: &mut Option<Attempt>) -> Option<Said> {
-    attempt.as_mut()?.output.recv().await
+async fn listen(attempt: &mut Option<Attempt>) -> Heard {
+    match attempt {
+        Some(attempt) => attempt.listen().await,
+        None => pending().await,
+    }
 }
 
 async fn reached(stage: &mut watch::Receiver<Stage>, due: Stage) {

@@ -55,7 +55,9 @@ pub(super) enum Said {
 }
 
 /// The input of an agent, and what it may do. When the run is cancelled or taken away, the future of
-/// the agent is dropped where it waits.
+/// the agent is dropped where it waits. The turn ends with that future, also if a task that the agent
+/// has spawned holds a clone: what it says later is dropped, and it waits there for ever. So await or
+/// abort such tasks, for example with a `JoinSet`.
 #[derive(Clone)]
 pub struct Turn {
     given: Arc<work_response::Turn>,

@@ -73,14 +73,15 @@ export class Attempt {
   // --- The agent
 
   private async execute(agent: Agent): Promise<void> {
-    let failure: unknown;
+    let end: Message;
     try {
       await this.play(new Turn(this.turn, this), agent);
+      end = this.finished();
     } catch (error) {
-      if (!this.signal.aborted) failure = error; // W6
+      end = this.signal.aborted ? this.finished() : this.failed(error); // W6
     }
+    this.end ??= end;
     this.isReturned = true;
-    this.end ??= failure === undefined ? this.finished() : this.failed(failure);
     this.wake();
   }
 
@@ -106,7 +107,7 @@ export class Attempt {
   private failed(failure: unknown): Message {
     const { usage, model } = this.finish;
     const reason = failure instanceof AgentError ? failure.reason : '';
-    const message = (failure instanceof AgentError ? failure.message : String(failure)).slice(0, MAX_ERROR);
+    const message = describe(failure).slice(0, MAX_ERROR);
     return { $case: 'fail', value: { number: this.last, reason, message, usage, model } };
   }
 
@@ -270,6 +271,15 @@ export class Attempt {
   get resumption() {
     const { runId, tenant, attempt, fence } = this.turn;
     return { runId, tenant, attempt, fence, acknowledged: this.acked, foldedRunIds: this.foldedRunIds };
+  }
+}
+
+/** A text for any value that an agent throws, also for one without a text. */
+function describe(failure: unknown): string {
+  try {
+    return String(failure instanceof AgentError ? failure.message : failure);
+  } catch {
+    return 'the agent threw a value without a text';
   }
 }
 

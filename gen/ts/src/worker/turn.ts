@@ -70,7 +70,7 @@ export class Turn {
 
   /** Emits an event of a type that the agent defines; the value becomes JSON. */
   async custom(type: string, value: unknown): Promise<void> {
-    await this.emit({ event: { $case: 'custom', value: { type, json: JSON.stringify(value) } } });
+    await this.emit({ event: { $case: 'custom', value: { type, json: toJson(value) } } });
   }
 
   /** Emits an event of any kind. */
@@ -80,7 +80,7 @@ export class Turn {
 
   /** Sets the structured result of the run; the value becomes JSON. */
   setResult(value: unknown): void {
-    this.attempt.finish.resultJson = JSON.stringify(value);
+    this.attempt.finish.resultJson = toJson(value);
   }
 
   /** Sets facts about the turn. */
@@ -106,7 +106,7 @@ export class Turn {
     const found = await this.attempt.ask<string | undefined>(`step ${key}`, { $case: 'findStep', value: { key } });
     if (found !== undefined) return JSON.parse(found) as T;
     const result = await work();
-    await this.attempt.keep({ event: { $case: 'step', value: { key, result: JSON.stringify(result) } } });
+    await this.attempt.keep({ event: { $case: 'step', value: { key, result: toJson(result) } } });
     return result;
   }
 
@@ -121,6 +121,11 @@ export class Turn {
     const name = asked.map((one) => one.key).join('\n');
     return this.attempt.ask<InputAnswer[]>(`ask ${name}`, { $case: 'ask', value: { questions: asked, checkpoint: '' } });
   }
+}
+
+/** JSON has no undefined; what has no value is null. */
+function toJson(value: unknown): string {
+  return (JSON.stringify(value) as string | undefined) ?? 'null';
 }
 
 /** A text in pieces that fit into an event. */

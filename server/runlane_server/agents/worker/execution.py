@@ -256,6 +256,9 @@ class Execution:
         if number + len(events) - 1 > self.received:
             # A worker that reconnects repeats what was not acknowledged, also before its end.
             self._check_open("emit")
+        if self._outcome.done():
+            # The worker has not learned yet that its turn is over; its numbers go on.
+            return
         if number > self.received + 1:
             raise InvalidArgument.of(
                 "emit.number", f"is {number}; the next number is {self.received + 1}"
@@ -278,6 +281,8 @@ class Execution:
 
     async def _take_folded(self, number: int, asker: Slot | None) -> None:
         self._check_open("take_folded")
+        if self._outcome.done():
+            return
         prompts = await self.turn.take_folded()
         self._folded += prompts
         if self._slot is asker:
@@ -292,6 +297,8 @@ class Execution:
         await self._in_order(lambda: self._send_history(asker))
 
     async def _send_history(self, asker: Slot | None) -> None:
+        if self._outcome.done():
+            return
         messages = await self.turn.history()
         if self._slot is asker:
             self._send(Transcript(messages))
@@ -320,6 +327,8 @@ class Execution:
 
     async def _find_step(self, asker: Slot | None, key: str) -> None:
         self._check_open("find_step")
+        if self._outcome.done():
+            return
         found = await self.turn.find_durable_step(key)
         if self._slot is asker:
             self._send(FoundStep(key, found))

@@ -33,8 +33,9 @@ holds no slot; but it has begun its turn, so a cancel of the active run covers i
 it, and a cancel of the waiting runs spares it.
 
 Callers may edit and move a run that waits and has not begun its turn (R46, R47). `rank` alone says
-who starts next, and a move changes only that of the moved run. Folding keeps the accept order
-(R26): a run that joins a turn does not start.
+who starts next, and a move changes only that of the moved run, unless the others leave no room. No
+rank exceeds `accept_seq`, which nodes of older releases take as the rank of a new run. Folding
+keeps the accept order (R26): a run that joins a turn does not start.
 
 A cancelled active run stays in its place as CANCELLING until its agent has returned (R9), so the
 lane is busy for that long. A run that ends without having been active still gets its turn in the

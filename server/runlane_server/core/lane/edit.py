@@ -29,6 +29,13 @@ ATTEMPT_ORDINALS = 1 << 20
 RANK_STEP = 1 << 20
 """Distance between the ranks of two runs that enter a queue, so that others fit in between."""
 
+FIRST_RANK = -(1 << 50)
+"""Rank of a run that enters an empty queue.
+
+Ranks stay at or below the accept_seq of the lane: releases that cannot move runs append one with
+its accept_seq as its rank, and must find nothing behind it (R7).
+"""
+
 
 def the_active(lane: Lane, run_id: str, attempt: int, host: str | None = None) -> LaneRun:
     """The active run. Raises IllegalCommand if this attempt is not active, or not on that node."""
@@ -180,10 +187,13 @@ class Edit:
         The ranks of the others stay, unless there is no room between them.
         """
         before, after = self.waiting[:index], self.waiting[index:]
-        ranks = _ranks_between(before, after, len(runs))
+        ranks = _ranks_between(before, after, len(runs), most=self.accept_seq)
         if ranks is None:
             placed = (*before, *runs, *after)
-            self.waiting = tuple(r._replace(rank=n * RANK_STEP) for n, r in enumerate(placed))
+            spread = range(FIRST_RANK, FIRST_RANK + len(placed) * RANK_STEP, RANK_STEP)
+            self.waiting = tuple(
+                [r._replace(rank=rank) for r, rank in zip(placed, spread, strict=True)]
+            )
             changed = self.waiting
         else:
             changed = tuple([r._replace(rank=rank) for r, rank in zip(runs, ranks, strict=True)])
@@ -206,11 +216,14 @@ class Edit:
 
 
 def _ranks_between(
-    before: tuple[LaneRun, ...], after: tuple[LaneRun, ...], count: int
+    before: tuple[LaneRun, ...], after: tuple[LaneRun, ...], count: int, *, most: int
 ) -> range | None:
-    """Ranks for runs between others; None if there is no room."""
+    """Ranks for runs between others, none above `most`; None if there is no room."""
     if not after:
-        start = before[-1].rank + RANK_STEP if before else 0
+        start = before[-1].rank + RANK_STEP if before else FIRST_RANK
+        start = min(start, most - (count - 1) * RANK_STEP)
+        if before and start <= before[-1].rank:
+            return None
         return range(start, start + count * RANK_STEP, RANK_STEP)
     high = after[0].rank
     if not before:

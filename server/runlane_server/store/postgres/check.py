@@ -99,6 +99,13 @@ async def _read_message(connection: Connection, row: Any) -> None:
     )
 
 
+async def _read_copied(connection: Connection, row: Any) -> None:
+    # The next one after the place before it.
+    place = (row["copy_id"], row["turn"], row["ordinal"] - 1)
+    found: Any = await connection.fetchrow(SQL["copied_messages"], *place, 1, 0, None)
+    queries.message(f"copy {row['copy_id']}", found)
+
+
 async def _read_event(_: Connection, row: Any) -> None:
     end = corrupt_complete("", "")
     event_from(RunKey(row["tenant"], row["run_id"]), row, lambda: end)
@@ -117,6 +124,7 @@ READS: Mapping[str, Callable[[Connection, Any], Awaitable[None]]] = MappingProxy
         "sessions": _read_session,
         "runs": _read_run,
         "messages": _read_message,
+        "copied_messages": _read_copied,
         "run_events": _read_event,
         "events": _read_logged,
         "input_requests": _read_input,

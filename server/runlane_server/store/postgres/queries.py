@@ -241,20 +241,25 @@ def session(tenant: str, row: Record) -> Session:
     return session_from(tenant, row, unescape)
 
 
+def message(owner: str, row: Record) -> Message:
+    """A message. `owner` names it in the log: a tenant, or a copy."""
+    kept = {(attempt, n): part for attempt, n, part in row["kept_parts"]}
+    return message_from(
+        owner,
+        row,
+        unescape,
+        lambda: _prompt(row),
+        lambda place: kept.get((place.attempt, place.number)),
+    )
+
+
 def transcript_page(
     tenant: str, copied: Records, rows: Records, *, limit: int, max_bytes: int
 ) -> Page[Message, MessagePlace]:
     """A page of a transcript: what a fork had at its beginning, then its own messages."""
 
     def decode(row: Record) -> Message:
-        kept = {(attempt, n): part for attempt, n, part in row["kept_parts"]}
-        return message_from(
-            tenant,
-            row,
-            unescape,
-            lambda: _prompt(row),
-            lambda place: kept.get((place.attempt, place.number)),
-        )
+        return message(tenant, row)
 
     own = [row for row in rows if row["message_id"] is not None]
     found, is_cut = (copied, True) if _is_cut(copied) else ([*copied, *own], _is_cut(own))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from runlane_server.store.postgres.connection import Connection
 
 SILENT_FOR = timedelta(seconds=30)
-"""Time without a heartbeat after which a node counts as stopped. A node sends four within its
-lease."""
+"""Time without a heartbeat after which a node counts as stopped. A node sends one every few
+seconds."""
 
 
 async def renew(database: Database) -> str:

@@ -18,6 +18,7 @@ from runlane_server.store.postgres.store import PostgresStore
 from runlane_server.store.postgres.text import unescape
 from runlane_server.store.repair import (
     CORRUPT_KIND,
+    CORRUPT_PROMPT,
     EMPTY_BODY,
     is_damaged_row,
     message_values,
@@ -74,7 +75,34 @@ async def _message(connection: Connection, row: Any) -> str:
         row["place"],
         *message_values(row),
     )
+    await connection.execute(SQL["recount_stored_bytes"], row["tenant"], row["session_id"])
     return f"{name_of('message', row['tenant'], row['message_id'])} was replaced"
+
+
+async def _copied_message(connection: Connection, row: Any) -> str:
+    copy_id, *_ = place = (row["copy_id"], row["turn"], row["ordinal"])
+    await connection.execute(
+        "UPDATE copied_messages SET role = $4, finish_reason = $5, model = $6, created_at = $7,"
+        " parts = $8 WHERE copy_id = $1 AND turn = $2 AND ordinal = $3",
+        *(*place, *message_values(row)),
+    )
+    if await is_damaged_row(lambda: READS["copied_messages"](connection, row)):
+        # What is left is the prompt, which belongs to the message itself.
+        await connection.execute(
+            "UPDATE copied_messages SET prompt = $4, attachments = 0"
+            " WHERE copy_id = $1 AND turn = $2 AND ordinal = $3",
+            *(*place, CORRUPT_PROMPT),
+        )
+        await connection.execute(
+            "DELETE FROM copied_attachments WHERE copy_id = $1 AND turn = $2 AND ordinal = $3",
+            *place,
+        )
+    forks: Any = await connection.fetch(
+        "SELECT tenant, session_id FROM sessions WHERE copy_id = $1", copy_id
+    )
+    for fork in forks:
+        await connection.execute(SQL["recount_stored_bytes"], *fork)
+    return f"{name_of('message', f'copy {copy_id}', row['message_id'])} was replaced"
 
 
 async def _run_event(connection: Connection, row: Any) -> str:
@@ -100,6 +128,11 @@ async def _logged(connection: Connection, row: Any) -> str:
 
 
 _REPLACE: Mapping[str, Callable[[Connection, Any], Awaitable[str]]] = MappingProxyType(
-    {"messages": _message, "run_events": _run_event, "events": _logged}
+    {
+        "messages": _message,
+        "copied_messages": _copied_message,
+        "run_events": _run_event,
+        "events": _logged,
+    }
 )
 """How the damaged rows of a table are replaced."""

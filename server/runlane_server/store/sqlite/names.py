@@ -31,6 +31,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tenant_logs": ("tenant",),
         "input_requests": (*_OF_RUN, "session_id", "input_request_id"),
         "kept_parts": _OF_RUN,
+        "copied_messages": ("run_id", "message_id"),
+        "copied_parts": ("run_id",),
     }
 )
 """The columns of each table that hold names."""

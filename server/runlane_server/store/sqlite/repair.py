@@ -15,6 +15,7 @@ from runlane_server.store.codec import RUN_COMPLETE
 from runlane_server.store.corrupt import is_corrupt
 from runlane_server.store.repair import (
     CORRUPT_KIND,
+    CORRUPT_PROMPT,
     EMPTY_BODY,
     is_damaged,
     message_values,
@@ -26,6 +27,7 @@ from runlane_server.store.repair import (
 from runlane_server.store.sqlite import queries
 from runlane_server.store.sqlite.check import READS
 from runlane_server.store.sqlite.connection import any_text
+from runlane_server.store.sqlite.copies import copied_message
 from runlane_server.store.sqlite.file import check_ours
 from runlane_server.store.sqlite.lock import FileLock
 from runlane_server.store.sqlite.names import replace_names
@@ -98,6 +100,32 @@ def _message(db: sqlite3.Connection, row: Any) -> str:
     return f"{name_of('message', row['tenant'], row['message_id'])} was replaced"
 
 
+def _copied_message(db: sqlite3.Connection, row: Any) -> str:
+    copy_id, *_ = place = (row["copy_id"], row["turn"], row["ordinal"])
+    db.execute(
+        "UPDATE copied_messages SET role = ?, finish_reason = ?, model = ?, created_at = ?,"
+        " parts = ? WHERE copy_id = ? AND turn = ? AND ordinal = ?",
+        (*message_values(row), *place),
+    )
+    mended = db.execute(
+        "SELECT * FROM copied_messages WHERE copy_id = ? AND turn = ? AND ordinal = ?", place
+    ).fetchone()
+    if is_damaged(lambda: copied_message(db, copy_id, mended)):
+        # What is left is the prompt, which belongs to the message itself.
+        db.execute(
+            "UPDATE copied_messages SET prompt = ?, attachments = 0"
+            " WHERE copy_id = ? AND turn = ? AND ordinal = ?",
+            (CORRUPT_PROMPT, *place),
+        )
+        db.execute(
+            "DELETE FROM copied_attachments WHERE copy_id = ? AND turn = ? AND ordinal = ?", place
+        )
+    forks = db.execute("SELECT tenant, session_id FROM sessions WHERE copy_id = ?", (copy_id,))
+    for fork in forks.fetchall():
+        db.execute(SQL["recount_stored_bytes"], dict(fork))
+    return f"{name_of('message', f'copy {copy_id}', row['message_id'])} was replaced"
+
+
 def _run_event(db: sqlite3.Connection, row: Any) -> str:
     key = (row["tenant"], row["run_id"], row["idx"])
     named = dict(zip(("tenant", "run_id", "idx"), key, strict=True))
@@ -127,6 +155,7 @@ def _deleted_run(db: sqlite3.Connection, row: Any) -> str:
 _REPLACE: Mapping[str, Callable[[sqlite3.Connection, Any], str]] = MappingProxyType(
     {
         "messages": _message,
+        "copied_messages": _copied_message,
         "run_events": _run_event,
         "events": _logged,
         "deleted_runs": _deleted_run,

@@ -85,12 +85,14 @@ DECLARE
 BEGIN
     PERFORM FROM sessions
     WHERE tenant = of_tenant AND session_id = source_id AND created_no = source_no FOR KEY SHARE;
-    IF NOT FOUND THEN
-        RETURN -1;
+    IF FOUND THEN
+        PERFORM FROM unfinished_copies WHERE copy_id = copy FOR UPDATE;
     END IF;
-    PERFORM FROM unfinished_copies WHERE copy_id = copy FOR UPDATE;
     IF NOT FOUND THEN
-        RETURN -1;
+        -- It is repeated if the connection was lost after the commit: then the fork has the copy.
+        SELECT version INTO made FROM sessions
+        WHERE tenant = of_tenant AND session_id = new_id AND copy_id = copy;
+        RETURN coalesce(made, -1);
     END IF;
     INSERT INTO sessions (
         version, accept_seq, turn, waiting_runs, stored_bytes, created_at, updated_at, origin_turn,

@@ -315,13 +315,17 @@ DELETE FROM webhooks WHERE tenant = $1 AND webhook_id = $2 RETURNING 1;
 -- name: lease_webhooks
 -- It renews the node's leases and takes over those that have expired. Of the webhooks without a lease
 -- it takes no more than its share among the nodes, so that others get theirs. It returns the share
--- too. Another node's rows are skipped while it writes them, so that no two nodes wait for each
--- other.
+-- too. A node that was silent for the time of a lease has no share: it renews none, and need not be
+-- declared dead yet. Another node's rows are skipped while it writes them, so that no two nodes wait
+-- for each other.
 WITH counted AS MATERIALIZED (
     SELECT
         count(*) FILTER (WHERE leased_by = $1) AS own,
         ceil(
-            count(*)::numeric / greatest(1, (SELECT count(*) FROM nodes WHERE NOT lost))
+            count(*)::numeric / greatest(1, (
+                SELECT count(*) FROM nodes
+                WHERE NOT lost AND heartbeat > clock_timestamp() - $2::interval
+            ))
         )::bigint AS share
     FROM webhooks
 ), held AS MATERIALIZED (
@@ -628,6 +632,42 @@ SELECT EXISTS (SELECT FROM held) AS held;
 
 -- name: create_fork
 SELECT create_fork($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS version;
+
+-- name: recount_stored_bytes
+-- After a message was replaced; the numbers are those of store/weight.py. Labels count as JSON.
+UPDATE sessions SET stored_bytes =
+    octet_length(title) + coalesce(octet_length(metadata), 0) + (
+        SELECT coalesce(sum(200 + coalesce(octet_length(parts), 0)), 0) FROM messages
+        WHERE tenant = $1 AND session_id = $2
+    ) + (
+        SELECT coalesce(sum(octet_length(part)), 0) FROM kept_parts JOIN runs USING (tenant, run_id)
+        WHERE tenant = $1 AND session_id = $2 AND ended_at IS NOT NULL
+    ) + (
+        SELECT coalesce(sum(
+            500 + octet_length(prompt_head) + coalesce(octet_length(metadata), 0)
+            + coalesce((
+                SELECT octet_length(rest) FROM prompts
+                WHERE prompts.tenant = $1 AND prompts.run_id = runs.run_id
+            ), 0) + coalesce((
+                SELECT sum(octet_length(content)) FROM attachments AS kept
+                WHERE kept.tenant = $1 AND kept.run_id = runs.run_id
+            ), 0)
+        ), 0) FROM runs WHERE tenant = $1 AND session_id = $2
+    ) + (
+        SELECT coalesce(sum(500 + octet_length(question) + coalesce(octet_length(answer), 0)), 0)
+        FROM input_requests WHERE tenant = $1 AND session_id = $2
+    ) + (
+        SELECT coalesce(sum(
+            200 + coalesce(octet_length(parts), 0) + coalesce(octet_length(prompt), 0)
+        ), 0) FROM copied_messages AS copied WHERE copied.copy_id = sessions.copy_id
+    ) + (
+        SELECT coalesce(sum(octet_length(content)), 0) FROM copied_attachments AS copied
+        WHERE copied.copy_id = sessions.copy_id
+    ) + (
+        SELECT coalesce(sum(octet_length(part)), 0) FROM copied_parts AS copied
+        WHERE copied.copy_id = sessions.copy_id
+    )
+WHERE tenant = $1 AND session_id = $2;
 
 -- name: edit_session
 UPDATE sessions SET

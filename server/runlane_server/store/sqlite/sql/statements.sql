@@ -825,6 +825,10 @@ UPDATE sessions SET stored_bytes =
         ), 0) FROM runs WHERE tenant = :tenant AND session_id = :session_id
     ) + (
         SELECT coalesce(sum(
+            500 + length(CAST(question AS BLOB)) + coalesce(length(CAST(answer AS BLOB)), 0)
+        ), 0) FROM input_requests WHERE tenant = :tenant AND session_id = :session_id
+    ) + (
+        SELECT coalesce(sum(
             200 + coalesce(length(CAST(parts AS BLOB)), 0)
             + coalesce(length(CAST(prompt AS BLOB)), 0)
         ), 0) FROM copied_messages WHERE copied_messages.copy_id = sessions.copy_id

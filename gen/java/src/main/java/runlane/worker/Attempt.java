@@ -95,10 +95,10 @@ final class Attempt {
       failure = e;
     }
     synchronized (slot) {
-      isReturned = true;
       if (end == null) {
         end = failure == null || isStopped ? finished() : failed(failure); // W6
       }
+      isReturned = true;
       slot.changed();
     }
   }
@@ -108,17 +108,32 @@ final class Attempt {
   }
 
   private WorkRequest.Builder failed(Throwable failure) {
-    String message = failure.toString();
     var fail = WorkRequest.Fail.newBuilder().setNumber(last()).setModel(finish.getModel());
     if (finish.hasUsage()) {
       fail.setUsage(finish.getUsage());
     }
-    if (failure instanceof AgentException own) {
+    if (failure instanceof AgentException own && own.reason() != null) {
       fail.setReason(own.reason());
-      message = own.getMessage();
     }
+    String message = describe(failure);
     fail.setMessage(message.substring(0, Math.min(message.length(), MAX_ERROR)));
     return WorkRequest.newBuilder().setFail(fail);
+  }
+
+  /** A text for any failure: messages may be missing, and the code that makes them may fail. */
+  private static String describe(Throwable failure) {
+    String message = null;
+    try {
+      if (failure instanceof AgentException own) {
+        message = own.getMessage() != null ? own.getMessage() : own.reason();
+      }
+      if (message == null) {
+        message = failure.toString();
+      }
+    } catch (Throwable e) { // it must not keep the turn from its end
+      message = null;
+    }
+    return message != null ? message : failure.getClass().getName();
   }
 
   static List<String> pieces(String text) {
