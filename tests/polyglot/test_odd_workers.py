@@ -1,8 +1,8 @@
 """Agents that go wrong (`odd/`), in five languages: their runs end, and their slot is free again.
 
 For the prompt `wordless` an agent fails with an error that has no text, for `no text` with one of
-the library that has a reason only. For `early` it uses its turn no more and works on, for `clone` it
-keeps it in a task, and for `nothing` its step and its result have no value. Else it says `ok`.
+the library that has a reason only. For `early` it uses its turn no more and works on, for `clone`
+it keeps it in a task, and for `nothing` its step and its result have no value. Else it says `ok`.
 """
 
 from __future__ import annotations
