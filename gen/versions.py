@@ -19,6 +19,7 @@ MANIFESTS = (
     ("gen/rust/Cargo.toml", r'^version = "([^"]+)"'),
     ("gen/java/pom.xml", r"^  <version>([^<]+)</version>"),
     ("examples/java-worker/pom.xml", r"^      <version>([^<]+)</version>"),
+    ("tests/polyglot/odd/java/pom.xml", r"^      <version>([^<]+)</version>"),
     ("deploy/helm/Chart.yaml", r"^version: (\S+)$"),
     ("deploy/helm/Chart.yaml", r"^appVersion: (\S+)$"),
     ("deploy/compose.yaml", r"image: runlane-server:(\S+)$"),
