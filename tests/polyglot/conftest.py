@@ -18,7 +18,7 @@ import pytest
 
 from polyglot.languages import LANGUAGES, Language
 from polyglot.program import Programs
-from polyglot.projects import ConformanceClient, Project, Quickstart, WorkerExample
+from polyglot.projects import ConformanceClient, OddWorker, Project, Quickstart, WorkerExample
 from polyglot.proxy import Proxy
 
 WANTED = os.environ.get("RUNLANE_POLYGLOT") == "1"
@@ -110,6 +110,14 @@ def worker_example(language: Language) -> WorkerExample:
     return program
 
 
+@pytest.fixture(scope="session")
+def odd_worker(language: Language) -> OddWorker:
+    """The worker of the language whose agents go wrong, built."""
+    program = OddWorker(language)
+    _build(program)
+    return program
+
+
 _failures: dict[str, str] = {}
 
 
@@ -143,6 +151,13 @@ async def quickstarts(quickstart: Quickstart, tmp_path: Path) -> AsyncIterator[P
 async def workers(worker_example: WorkerExample, tmp_path: Path) -> AsyncIterator[Programs]:
     """Starts workers; kills those that still run after the test."""
     async with Programs(worker_example, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+async def odd_workers(odd_worker: OddWorker, tmp_path: Path) -> AsyncIterator[Programs]:
+    """Starts workers whose agents go wrong; kills those that still run after the test."""
+    async with Programs(odd_worker, tmp_path) as started:
         yield started
 
 

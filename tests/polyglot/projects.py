@@ -20,6 +20,7 @@ from pathlib import Path
 from polyglot.languages import ROOT, Language, environment
 
 CLIENTS = Path(__file__).parent / "clients"
+ODD = Path(__file__).parent / "odd"
 EXAMPLES = ROOT / "examples"
 LOCKS = ROOT / ".cache" / "polyglot"
 
@@ -177,8 +178,32 @@ class WorkerExample(Project):
     def _lines(self) -> list[str]:
         heading = f"Worker in {TITLES[self.language.name]}"
         entered, *rest = first_block(EXAMPLES / "README.md", heading).splitlines()
-        assert entered == f"cd {self.folder.name}"
+        assert entered == f"cd {self.language.name}-worker"
         return [entered, *rest]
+
+
+class OddWorker(WorkerExample):
+    """A worker with one slot in `odd/`, whose agents go wrong; built and run as the example is."""
+
+    @property
+    def name(self) -> str:
+        """For example `odd-go`."""
+        return f"odd-{self.language.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in `odd/`."""
+        return ODD / self.language.name
+
+    def build_commands(self) -> str:
+        """Those of the example, from its own folder."""
+        commands = super().build_commands().replace("../../", "../../../../")
+        return commands.replace("-o worker", "-o odd")
+
+    def argv(self) -> tuple[str, ...]:
+        """That of the example, with its own name."""
+        first, *rest = super().argv()
+        return (re.sub(r"worker$", "odd", first), *(re.sub("worker", "odd", one) for one in rest))
 
 
 def first_block(readme: Path, heading: str, kind: str = "sh") -> str:
