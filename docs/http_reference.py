@@ -17,6 +17,7 @@ from api_reference import Comments, load_descriptors
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 
+from runlane_web.decode import KEYS
 from runlane_web.routes import ROUTES, Route
 
 ROOT = Path(__file__).parents[1]
@@ -131,8 +132,9 @@ class Document:
                 "description": self._descriptions.of(field.full_name),
                 "schema": self._schema(field),
             }
-        if route.rpc.name == "RunAccepted":
-            yield _header("Idempotency-Key", "The run id, for a caller that repeats a request.")
+        if (key := KEYS.get(route.rpc.name)) is not None:
+            said = f"The {key.replace('_', ' ')}, for a caller that repeats a request."
+            yield _header("Idempotency-Key", said)
         if route.streams:
             yield _header("Last-Event-ID", "The stream resumes after the event with this id.")
 

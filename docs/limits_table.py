@@ -194,7 +194,7 @@ AGENTS = (
     ),
     (
         "checkpoint of an agent that leaves while it waits",
-        size(agent_turn.MAX_CHECKPOINT_BYTES),
+        size(questions.MAX_CHECKPOINT_BYTES),
         "the run fails with AGENT_ERROR",
     ),
     (

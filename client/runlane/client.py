@@ -232,6 +232,7 @@ class Client:
         before: str = "",
         after: str = "",
         revision: int | None = None,
+        update_id: str = "",
     ) -> Run:
         """Edits or moves a waiting run; returns when the change is durable.
 
@@ -248,6 +249,8 @@ class Client:
             after: Move the run directly after this one.
             revision: `Run.revision` as it was read; if the run was changed since, the call raises
                 EditConflict.
+            update_id: The idempotency key; default: a new one. A call repeated with it returns the
+                run and changes nothing, also after other changes.
 
         Raises:
             AlreadyStarted: The run has left the queue.
@@ -265,6 +268,7 @@ class Client:
             metadata=None if metadata is None else dict(metadata),
             position=updates.queue_position(first=first, last=last, before=before, after=after),
             revision=revision,
+            update_id=update_id,
         )
         response = await self._wire.call(self._wire.runs.UpdateRun, request)
         return convert.run(response.run)

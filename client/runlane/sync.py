@@ -229,6 +229,7 @@ class Client:
         before: str = "",
         after: str = "",
         revision: int | None = None,
+        update_id: str = "",
     ) -> Run:
         """Edits or moves a waiting run; returns when the change is durable.
 
@@ -245,6 +246,8 @@ class Client:
             after: Move the run directly after this one.
             revision: `Run.revision` as it was read; if the run was changed since, the call raises
                 EditConflict.
+            update_id: The idempotency key; default: a new one. A call repeated with it returns the
+                run and changes nothing, also after other changes.
 
         Raises:
             AlreadyStarted: The run has left the queue.
@@ -266,6 +269,7 @@ class Client:
             before=before,
             after=after,
             revision=revision,
+            update_id=update_id,
         )
 
     def cancel(

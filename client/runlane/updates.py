@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from runlane import convert
 from runlane.arguments import build
+from runlane.ids import new_id
 from runlane.types import Attachment, WhenBusy
 from runlane.v1 import run_service_pb2 as pb
 
@@ -19,6 +20,7 @@ def update_run_request(
     metadata: Mapping[str, str] | None,
     position: pb.QueuePosition | None,
     revision: int | None,
+    update_id: str,
 ) -> pb.UpdateRunRequest:
     """The request to change what is not None. Raises ValueError without a change."""
     changes = {
@@ -31,7 +33,13 @@ def update_run_request(
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
         raise ValueError(f"nothing to change: give at least one of {', '.join(changes)}")
-    request = build(pb.UpdateRunRequest, run_id=run_id, revision=revision, **given)
+    request = build(
+        pb.UpdateRunRequest,
+        run_id=run_id,
+        revision=revision,
+        update_id=update_id or new_id(),
+        **given,
+    )
     request.update_mask.paths.extend(given)
     return request
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
 from a2a.server.request_handlers.request_handler import RequestHandler
 from a2a.utils.errors import InvalidRequestError
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2  # type: ignore[import-untyped]
 
@@ -25,6 +26,7 @@ from runlane_a2a.errors import refuse, to_failure
 from runlane_a2a.operations import OPERATIONS, Operation, check_version
 from runlane_a2a.settings import Caller, context_for
 from runlane_server.rpc.grpc_server import make_server
+from runlane_web.decode import MAX_ELEMENTS
 from runlane_web.errors import Refused
 
 SERVICE = "lf.a2a.v1.A2AService"
@@ -211,7 +213,35 @@ def _parse(operation: Operation, request: bytes) -> Message:
         message.ParseFromString(request)
     except DecodeError:
         raise refuse(InvalidRequestError, "is not a message of A2A", field="request") from None
+    if has_more_elements(message, MAX_ELEMENTS):
+        # To check 4 MiB of small parts would hold up all other calls for half a minute.
+        problem = f"has more than {MAX_ELEMENTS} fields and list elements"
+        raise refuse(InvalidRequestError, problem, field="request")
     return message
+
+
+def has_more_elements(message: Message, most: int) -> bool:
+    """Returns True if a message has more than `most` fields and elements, at any depth."""
+    count, left = 0, [message]
+    while left and count <= most:
+        for field_, value in left.pop().ListFields():
+            count += len(value) if field_.is_repeated else 1
+            if count > most:
+                break
+            left += _messages(field_, value)
+    return count > most
+
+
+def _messages(field_: FieldDescriptor, value: Any) -> Iterable[Message]:
+    """The messages in the value of a field."""
+    kind = field_.message_type
+    if kind is None:
+        return ()
+    if not field_.is_repeated:
+        return (value,)
+    if not kind.GetOptions().map_entry:
+        return cast("Iterable[Message]", value)
+    return value.values() if kind.fields_by_name["value"].message_type is not None else ()
 
 
 def _metadata(context: Any, name: str) -> str | None:

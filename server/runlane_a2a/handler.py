@@ -20,6 +20,7 @@ from a2a.utils.errors import (
 from a2a.utils.proto_utils import validate_proto_required_fields
 from google.protobuf.message import Message
 
+from runlane.client import Client
 from runlane.inputs import InputAnswered, InputRequest, InputState
 from runlane.run_events import RunEvents
 from runlane.types import Run, RunEvent, RunState
@@ -88,8 +89,9 @@ class Handler(RequestHandler):
         view = TaskView.of_run(sent.run)
         async with caller.streams.subscribe_run(sent.run.run_id) as events:
             await _skip_to_answer(view, events, sent.answered)
-            while not view.rests:
-                view.apply(await anext(events))
+            async with aclosing(_follow(view, events, caller.calls)) as updates:
+                async for _ in updates:
+                    pass
         if view.replies and view.state == pb.TASK_STATE_COMPLETED:
             return view.message()
         return view.task(await history_of(caller.calls, view, length))
@@ -106,7 +108,8 @@ class Handler(RequestHandler):
             await _skip_to_answer(view, events, sent.answered)
             length = _history_length(params.configuration)
             yield view.task(await history_of(caller.calls, view, length))
-            async with aclosing(_follow(view, events)) as updates:
+            view.forget_output()
+            async with aclosing(_follow(view, events, caller.calls)) as updates:
                 async for update in updates:
                     yield update
 
@@ -163,7 +166,9 @@ class Handler(RequestHandler):
         async with caller.streams.subscribe_run(run.run_id) as events:
             await _skip_to_index(view, events, run.last_event_index)
             yield view.task(await history_of(caller.calls, view, None))
-            async with aclosing(_follow(view, events)) as updates:
+            view.forget_output()
+            follow = _follow(view, events, caller.calls, is_asked=view.rests)
+            async with aclosing(follow) as updates:
                 async for update in updates:
                     yield update
 
@@ -306,13 +311,26 @@ def _answers(event: RunEvent, request_id: str) -> bool:
             return False
 
 
-async def _follow(view: TaskView, events: RunEvents) -> AsyncGenerator[Update, None]:
-    """Yields what happens until the task ends or asks people."""
+async def _follow(
+    view: TaskView, events: RunEvents, client: Client, *, is_asked: bool = False
+) -> AsyncGenerator[Update, None]:
+    """Yields what happens until the task ends or asks people.
+
+    Args:
+        view: The task.
+        events: Its next events.
+        client: To look for more questions that were asked at the same time.
+        is_asked: The follower knows the open questions; it waits for the next change.
+    """
+    index = 0
     while not view.has_ended:
-        for update in view.apply(await anext(events)):
-            yield update
-            if isinstance(update, pb.TaskStatusUpdateEvent) and view.rests:
+        if view.rests and not is_asked and events.last_index >= index:
+            index = (await client.get_run(view.task_id)).last_event_index
+            if events.last_index >= index:
                 return
+        for update in view.apply(await anext(events)):
+            is_asked = is_asked and not isinstance(update, pb.TaskStatusUpdateEvent)
+            yield update
 
 
 def _history_length(message: pb.SendMessageConfiguration | pb.GetTaskRequest) -> int | None:

@@ -18,8 +18,22 @@ REQUEST_ID, DIGEST = "inputRequestId", "questionDigest"
 """Members of the data part of a question, to be sent back with the answer."""
 
 
-def question_message(request: InputRequest) -> pb.Message:
-    """The message that asks: the question as text, and as data what an answer needs."""
+def question_message(*requests: InputRequest) -> pb.Message:
+    """The message that asks: each question as text, and as data what an answer needs."""
+    first, *more = requests
+    name = first.input_request_id
+    if more:
+        name = str(uuid5(NAMESPACE_URL, ":".join(each.input_request_id for each in requests)))
+    return pb.Message(
+        message_id=name,
+        context_id=first.session_id,
+        task_id=first.run_id,
+        role=pb.ROLE_AGENT,
+        parts=[part for each in requests for part in _question(each)],
+    )
+
+
+def _question(request: InputRequest) -> tuple[pb.Part, pb.Part]:
     data: dict[str, Any] = {
         REQUEST_ID: request.input_request_id,
         DIGEST: request.question_digest,
@@ -32,13 +46,7 @@ def question_message(request: InputRequest) -> pb.Message:
     if request.kind is InputKind.APPROVAL:
         # As text: a person approves these characters, and no number may lose a digit.
         data |= {"toolName": request.tool_name, "argumentsJson": request.arguments_json}
-    return pb.Message(
-        message_id=request.input_request_id,
-        context_id=request.session_id,
-        task_id=request.run_id,
-        role=pb.ROLE_AGENT,
-        parts=[text_part(request.text), data_part(data)],
-    )
+    return text_part(request.text), data_part(data)
 
 
 def answer_message(request: InputRequest) -> pb.Message | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 from a2a.types import a2a_pb2 as pb
@@ -13,7 +12,7 @@ from a2a.utils.errors import InvalidParamsError
 
 from runlane.client import Client
 from runlane.errors import SessionNotFound
-from runlane.inputs import InputRequest, InputState
+from runlane.inputs import InputRequest
 from runlane.pager import Page
 from runlane.types import Run, RunOrder, RunState
 from runlane_a2a.errors import refuse
@@ -54,6 +53,8 @@ async def list_tasks(params: pb.ListTasksRequest, client: Client) -> pb.ListTask
     within a page the task that changed last is first.
     """
     size = _page_size(params)
+    if params.HasField("status_timestamp_after"):
+        _after(params)
     try:
         page = await _page(params, client, size)
     except SessionNotFound:
@@ -96,7 +97,7 @@ async def _page(params: pb.ListTasksRequest, client: Client, size: int) -> Page[
     if states and _ENDED.issuperset(states):
         order = RunOrder.LATEST_ENDED
         if params.HasField("status_timestamp_after"):
-            since = params.status_timestamp_after.ToDatetime(UTC)
+            since = _after(params)
     pager = client.list_runs(
         params.context_id or None,
         states=states,
@@ -109,18 +110,22 @@ async def _page(params: pb.ListTasksRequest, client: Client, size: int) -> Page[
 
 
 async def _views(runs: tuple[Run, ...], client: Client) -> list[TaskView]:
-    asking = {run.run_id for run in runs if run.state is RunState.INPUT_REQUIRED}
-    requests: dict[str, list[InputRequest]] = defaultdict(list)
-    for run_id in asking:
-        pager = client.list_input_requests(run_id=run_id, states=[InputState.OPEN])
-        requests[run_id] += [request async for request in pager]
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def questions(run: Run) -> list[InputRequest]:
+        if run.started_at is None or run.run_complete is not None:
+            return []
+        async with limit:
+            return [each async for each in client.list_input_requests(run_id=run.run_id)]
+
+    requests = await asyncio.gather(*map(questions, runs))
     views: list[TaskView] = []
-    for run in runs:
+    for run, asked in zip(runs, requests, strict=True):
         view = TaskView.of_run(run)
         if run.run_complete is not None:
             view.end(run.run_complete, ())
         else:
-            view.set_state(run, requests[run.run_id])
+            view.set_state(run, asked)
         views.append(view)
     return views
 
@@ -130,7 +135,15 @@ def _matches(view: TaskView, params: pb.ListTasksRequest) -> bool:
         return False
     if not params.HasField("status_timestamp_after"):
         return True
-    return view.changed >= params.status_timestamp_after.ToDatetime(UTC)
+    return view.changed >= _after(params)
+
+
+def _after(params: pb.ListTasksRequest) -> datetime:
+    """Raises A2AError."""
+    try:
+        return params.status_timestamp_after.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise refuse(InvalidParamsError, "is no valid time", field="statusTimestampAfter") from None
 
 
 async def _task(view: TaskView, run: Run, params: pb.ListTasksRequest, client: Client) -> pb.Task:

@@ -65,21 +65,39 @@ TERMINAL = frozenset({*_ENDS.values(), pb.TASK_STATE_REJECTED})
 
 @dataclass(slots=True)
 class _Pieces:
-    """An artifact as it came so far."""
+    """An artifact as it came so far.
+
+    Attributes:
+        name: Its name.
+        first: The first piece.
+        content: All of it, if the pieces are text (as UTF-8) or bytes: a part for each token would
+            take a hundred times its size.
+    """
 
     name: str
-    parts: list[pb.Part]
+    first: pb.Part
+    content: bytearray = field(default_factory=bytearray)
 
-    def joined(self) -> list[pb.Part]:
-        """One part, if the pieces are text or bytes."""
-        first = pb.Part()
-        first.CopyFrom(self.parts[0])
-        kind = first.WhichOneof("content")
+    def add(self, part: pb.Part) -> None:
+        """Adds a piece of the same kind; only text and bytes come in pieces."""
+        kind = part.WhichOneof("content")
+        if kind != self.first.WhichOneof("content"):
+            return
         if kind == "text":
-            first.text = "".join(part.text for part in self.parts)
+            self.content += part.text.encode()
         elif kind == "raw":
-            first.raw = b"".join(part.raw for part in self.parts)
-        return [first]
+            self.content += part.raw
+
+    def joined(self) -> pb.Part:
+        """One part with all pieces."""
+        joined = pb.Part()
+        joined.CopyFrom(self.first)
+        kind = joined.WhichOneof("content")
+        if kind == "text":
+            joined.text = self.content.decode()
+        elif kind == "raw":
+            joined.raw = bytes(self.content)
+        return joined
 
 
 @dataclass(slots=True)
@@ -103,6 +121,7 @@ class TaskView:
     asked: bool = False
     replies: bool = False
     _message: pb.Message | None = None
+    _keeps_output: bool = True
     _artifacts: dict[str, _Pieces] = field(default_factory=dict)
 
     @classmethod
@@ -137,7 +156,7 @@ class TaskView:
                 return self._ask(request, event.time)
             case InputAnswered(key) | InputWithdrawn(key) | InputExpired(key):
                 self.open.pop(key, None)
-                return [] if self.open else self._working(event.time)
+                return self._asking(event.time) if self.open else self._working(event.time)
             case RunComplete() as end:
                 return self._end(end)
             case Custom(kind, _) if kind == MESSAGE:
@@ -154,12 +173,28 @@ class TaskView:
         self._end(complete)
 
     def set_state(self, run: Run, requests: Iterable[InputRequest]) -> None:
-        """Sets the state of a live run that is only listed."""
-        for request in requests:
+        """Sets the state of a live run that is only listed.
+
+        Args:
+            run: The run.
+            requests: All its questions.
+        """
+        times = [] if run.started_at is None else [run.started_at]
+        for request in sorted(requests, key=lambda each: each.requested_at):
+            times += [request.requested_at, request.closed_at or request.requested_at]
+            self.asked = True
             if request.state is InputState.OPEN:
-                self._ask(request, request.requested_at)
-        if not self.open and run.started_at is not None:
-            self._working(run.started_at)
+                self.open[request.input_request_id] = request
+        if self.open:
+            self._asking(max(times))
+        elif times:
+            self._working(max(times))
+
+    def forget_output(self) -> None:
+        """Keeps only the ids of artifacts from now on: a follower has been sent the output."""
+        self._keeps_output = False
+        for key in self._artifacts:
+            self._artifacts[key] = _Pieces("", pb.Part())
 
     def status(self) -> pb.TaskStatus:
         """The status."""
@@ -174,7 +209,7 @@ class TaskView:
             context_id=self.context_id,
             status=self.status(),
             artifacts=[
-                pb.Artifact(artifact_id=key, name=found.name, parts=found.joined())
+                pb.Artifact(artifact_id=key, name=found.name, parts=[found.joined()])
                 for key, found in self._artifacts.items()
             ],
             history=history,
@@ -186,7 +221,7 @@ class TaskView:
             message_id=f"reply:{self.task_id}",
             context_id=self.context_id,
             role=pb.ROLE_AGENT,
-            parts=[part for found in self._artifacts.values() for part in found.joined()],
+            parts=[found.joined() for found in self._artifacts.values()],
         )
 
     def _working(self, time: datetime) -> list[Update]:
@@ -195,7 +230,11 @@ class TaskView:
     def _ask(self, request: InputRequest, time: datetime) -> list[Update]:
         self.asked = True
         self.open[request.input_request_id] = request
-        return self._become(pb.TASK_STATE_INPUT_REQUIRED, time, question_message(request))
+        return self._asking(time)
+
+    def _asking(self, time: datetime) -> list[Update]:
+        message = question_message(*self.open.values())
+        return self._become(pb.TASK_STATE_INPUT_REQUIRED, time, message)
 
     def _end(self, end: RunComplete) -> list[Update]:
         self.open.clear()
@@ -234,10 +273,10 @@ class TaskView:
     def _piece(
         self, key: str, name: str, part: pb.Part, *, append: bool = False, last: bool = True
     ) -> Update:
-        if append:
-            self._artifacts[key].parts.append(part)
-        else:
-            self._artifacts[key] = _Pieces(name, [part])
+        if not append:
+            self._artifacts[key] = _Pieces(name, part if self._keeps_output else pb.Part())
+        if self._keeps_output:
+            self._artifacts[key].add(part)
         return pb.TaskArtifactUpdateEvent(
             task_id=self.task_id,
             context_id=self.context_id,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +18,14 @@ from runlane.errors import RunlaneError
 from runlane.inputs import (
     Answer,
     Approval,
+    InputAnswered,
     InputKind,
     InputRequest,
     InputRequested,
     InputState,
+    InputWithdrawn,
 )
+from runlane.run_events import RunEvents
 from runlane.types import RunComplete
 from runlane_web.ag_ui import Event, Rendering, failed
 from runlane_web.decode import parse_object
@@ -36,10 +41,20 @@ MAX_BODY = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A run to follow, after the events that the caller has from an earlier stream."""
+    """A run to follow, after the events that the caller has from an earlier stream.
+
+    Attributes:
+        run_id: The run.
+        after_index: The last event that the caller has.
+        asked: The questions that the caller has got and did not answer.
+        answered: Questions that were answered before by the same call, whose response was lost:
+            what comes after the first of these answers is sent again.
+    """
 
     run_id: str
     after_index: int = 0
+    asked: frozenset[str] = frozenset()
+    answered: frozenset[str] = frozenset()
 
 
 class AgUiDoor:
@@ -106,14 +121,13 @@ def _prompt(messages: Any) -> str:
 
 
 async def _resume(entries: Any, rendering: Rendering, client: Client) -> _Begun:
-    pager = client.list_input_requests(session_id=rendering.thread_id, states=[InputState.OPEN])
-    found = {request.input_request_id: request async for request in pager}
     if not isinstance(entries, list):
         raise invalid("resume", "must be a list")
+    keys = [entry.get("interruptId") if isinstance(entry, dict) else None for entry in entries]
+    found = await _asked(keys, rendering, client)
     requests: list[tuple[InputRequest, Answer | None]] = []
-    for n, entry in enumerate(entries):
+    for n, (key, entry) in enumerate(zip(keys, entries, strict=True)):
         field = f"resume[{n}]"
-        key = entry.get("interruptId") if isinstance(entry, dict) else None
         if not isinstance(key, str) or key not in found:
             raise invalid(f"{field}.interruptId", "is no open question of this thread")
         is_given_up = entry.get("status") == "cancelled"
@@ -122,14 +136,45 @@ async def _resume(entries: Any, rendering: Rendering, client: Client) -> _Begun:
     if len({request.run_id for request, _ in requests}) != 1:
         raise invalid("resume", "must be about one run")
     run_id = requests[0][0].run_id
-    begun = _Begun(run_id, (await client.get_run(run_id)).last_event_index)
+    begun = await _begin_again(run_id, [request for request, _ in requests], client)
     for request, answer in requests:
         if answer is None:
             await client.cancel(run_id=run_id, reason="AG-UI: the question was cancelled")
             break
-        key = f"ag-ui:{rendering.run_id}:{request.input_request_id}"
-        await client.answer_input(request, answer, answer_id=key)
+        await client.answer_input(request, answer, answer_id=_answer_id(rendering, request))
     return begun
+
+
+async def _asked(
+    keys: Iterable[Any], rendering: Rendering, client: Client
+) -> dict[str, InputRequest]:
+    """The questions of a thread that a call may be about: open ones, and those that it has answered
+    or given up before, if its response was lost."""
+    thread = rendering.thread_id
+    pager = client.list_input_requests(session_id=thread, states=[InputState.OPEN])
+    found = {request.input_request_id: request async for request in pager}
+    if found.keys() >= set(keys):
+        return found
+    closed = [InputState.ANSWERED, InputState.WITHDRAWN]
+    async for request in client.list_input_requests(session_id=thread, states=closed):
+        answer = request.answer
+        if answer is None or answer.answer_id == _answer_id(rendering, request):
+            found[request.input_request_id] = request
+    return found
+
+
+async def _begin_again(run_id: str, requests: Iterable[InputRequest], client: Client) -> _Begun:
+    # The index is read first: a question that comes after it is an event of the stream.
+    index = (await client.get_run(run_id)).last_event_index
+    asked = {request.input_request_id for request in await _open(client, run_id)}
+    asked -= {request.input_request_id for request in requests}
+    closed = {each.input_request_id for each in requests if each.state is not InputState.OPEN}
+    return _Begun(run_id, 0 if closed else index, frozenset(asked), frozenset(closed))
+
+
+def _answer_id(rendering: Rendering, request: InputRequest) -> str:
+    """The idempotency key of an answer: the same call again gives the same answer."""
+    return f"ag-ui:{rendering.run_id}:{request.input_request_id}"
 
 
 def _answer(request: InputRequest, entry: Mapping[str, Any], field: str) -> Answer:
@@ -154,28 +199,67 @@ async def _events(
     try:
         stream = streams.subscribe_run(begun.run_id, after_index=begun.after_index)
         async with stream as events:
-            async for event in events:
-                match event.body:
-                    case InputRequested(request):
-                        asked = await _open(calls, begun.run_id)
-                        if request.input_request_id in {one.input_request_id for one in asked}:
-                            for each in rendering.ask(asked):
-                                yield _sse(each)
-                            return
-                    case RunComplete() as complete:
-                        for each in rendering.end(complete):
-                            yield _sse(each)
-                    case _:
-                        for each in rendering.render(event):
-                            yield _sse(each)
+            asked: AbstractSet[str] = begun.asked
+            if begun.answered:
+                asked = await _skip_to_answer(events, begun.answered)
+            if found := await _open(calls, begun.run_id, asked):
+                for each in rendering.ask(found):
+                    yield _sse(each)
+                return
+            async with aclosing(_render(events, begun.run_id, rendering, calls)) as rendered:
+                async for each in rendered:
+                    yield _sse(each)
     except RunlaneError as error:
         yield _sse(failed(error.message, error.reason))
 
 
-async def _open(client: Client, run_id: str) -> list[InputRequest]:
-    """The open questions: those of one commit come one after another as events."""
+async def _render(
+    events: RunEvents, run_id: str, rendering: Rendering, calls: Client
+) -> AsyncGenerator[Event, None]:
+    """Yields what happens until the run ends or asks people."""
+    async for event in events:
+        match event.body:
+            case InputRequested(request):
+                if found := await _open(calls, run_id, {request.input_request_id}):
+                    for each in rendering.ask(found):
+                        yield each
+                    return
+            case RunComplete() as complete:
+                for each in rendering.end(complete):
+                    yield each
+            case _:
+                for each in rendering.render(event):
+                    yield each
+
+
+async def _skip_to_answer(events: RunEvents, answered: AbstractSet[str]) -> set[str]:
+    """Skips what the caller got before it answered; returns the questions among it."""
+    asked: set[str] = set()
+    async for event in events:
+        match event.body:
+            case InputRequested(request):
+                asked.add(request.input_request_id)
+            case InputAnswered(key) | InputWithdrawn(key) if key in answered:
+                break
+            case _:
+                pass
+    return asked
+
+
+async def _open(
+    client: Client, run_id: str, asked: AbstractSet[str] | None = None
+) -> list[InputRequest]:
+    """The open questions: those of one commit come one after another as events.
+
+    Empty if none of those in `asked` is open.
+    """
+    if asked is not None and not asked:
+        return []
     pager = client.list_input_requests(run_id=run_id, states=[InputState.OPEN])
-    return [request async for request in pager]
+    found = [request async for request in pager]
+    if asked is not None and not any(each.input_request_id in asked for each in found):
+        return []
+    return found
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

@@ -222,13 +222,17 @@ def _plain(problem: str) -> str:
     return shown(problem, 200)
 
 
-def set_run_id(message: Message, key: str) -> None:
-    """Takes the header Idempotency-Key for the run's id.
+KEYS = {"RunAccepted": "run_id", "UpdateRun": "update_id"}
+"""The field of each rpc that the header Idempotency-Key stands for."""
+
+
+def set_key(message: Message, field: str, key: str) -> None:
+    """Takes the header Idempotency-Key for a field of `KEYS`.
 
     Raises:
-        Refused: The body has another run id, or the header's value is too long.
+        Refused: The body has another value, or the header's value is too long.
     """
-    present = getattr(message, "run_id", "")
+    present = getattr(message, field)
     if present and present != key:
-        raise invalid("run_id", "differs from the header Idempotency-Key")
-    setattr(message, "run_id", key)  # noqa: B010 - not every request has the field
+        raise invalid(field, "differs from the header Idempotency-Key")
+    setattr(message, field, key)

@@ -23,7 +23,7 @@ from runlane.errors import RunlaneError, Unauthenticated
 from runlane.wire import Wire
 from runlane_web import own
 from runlane_web.assets import asset
-from runlane_web.decode import decode, set_run_id
+from runlane_web.decode import KEYS, decode, set_key
 from runlane_web.entry import Door
 from runlane_web.errors import Refused, from_error, invalid, to_response
 from runlane_web.grants import PREFIX, Grants, expired, other_session
@@ -316,8 +316,9 @@ class Gateway:
         route = found.route
         message = decode(route, found.fields, query, body)
         key = request.headers.get("idempotency-key")
-        if key is not None and route.rpc.name == "RunAccepted":
-            set_run_id(message, key)
+        field = KEYS.get(route.rpc.name)
+        if key is not None and field is not None:
+            set_key(message, field, key)
         return message
 
     async def _stream(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from a2a.types import a2a_pb2 as pb
 
 from runlane_a2a.parts import data_of, data_part
+from runlane_server.agents.base import Turn
 from runlane_server.testing import LocalServer
 from support.a2a_door import A2A, TRANSPORTS, Failed, a2a_door, message, script
+
+SECONDS = 20.0
 
 ASK = {"ask": {"text": "Which?"}}
 APPROVE = {"ask": {"text": "May I?", "tool_name": "rm", "arguments": {"path": "/x"}}}
@@ -119,6 +124,67 @@ async def test_a_choice_and_a_form_are_checked_by_the_server() -> None:
         done = await a2a.task("rest", answer(task, data_part({"n": 7})))
     assert done.status.state == pb.TASK_STATE_COMPLETED
     assert data_of(done.history[-1].parts) == {"n": 7}
+
+
+async def two(turn: Turn) -> AsyncGenerator[str, None]:
+    """Asks two people at once."""
+    first, second = await asyncio.gather(turn.ask("first?"), turn.ask("second?"))
+    yield f"{first} {second}"
+
+
+async def both(a2a: A2A) -> tuple[pb.Task, list[dict[str, Any]]]:
+    """Starts a task of `two`; returns it with the data of its questions, "first?" first."""
+    task = await a2a.task("rest", message("x", context_id="c"))
+    while len(task.status.message.parts) < 4:  # the questions are asked one after the other
+        task = await a2a.get(task.id)
+    parts = task.status.message.parts
+    found = {parts[n].text: data_of([parts[n + 1]]) or {} for n in (0, 2)}
+    return task, [found["first?"], found["second?"]]
+
+
+def named(data: dict[str, Any]) -> pb.Part:
+    return data_part({"inputRequestId": data["inputRequestId"]})
+
+
+async def test_the_status_has_all_open_questions_until_each_is_answered() -> None:
+    async with (
+        LocalServer(two) as server,
+        a2a_door(server.address) as a2a,
+        asyncio.timeout(SECONDS),
+    ):
+        task, (first, second) = await both(a2a)
+        failed = await refused(a2a, answer(task, "which?"))
+        assert "2 questions are open" in failed.message
+        task = await a2a.task("rest", answer(task, "A", named(first)))
+        assert question(task) == second
+        assert await a2a.get(task.id) == task
+        listed = await a2a.call("rest", "ListTasks", pb.ListTasksRequest(context_id="c"))
+        assert [each.status for each in listed.tasks] == [task.status]
+        done = await a2a.task("rest", answer(task, "B", named(second), message_id="b"))
+    assert done.status.state == pb.TASK_STATE_COMPLETED
+    assert done.artifacts[0].parts[0].text == "A B"
+    texts = [each.parts[0].text for each in done.history]
+    assert sorted(texts) == ["A", "B", "first?", "second?", "x"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_the_stream_of_an_answer_ends_with_the_questions_that_are_left(
+    transport: str,
+) -> None:
+    async with (
+        LocalServer(two) as server,
+        a2a_door(server.address) as a2a,
+        asyncio.timeout(SECONDS),
+    ):
+        task, (first, second) = await both(a2a)
+        follower = a2a.stream("grpc", "SubscribeToTask", pb.SubscribeToTaskRequest(id=task.id))
+        await anext(follower)
+        request = answer(task, "A", named(first))
+        told = [each async for each in a2a.stream(transport, "SendStreamingMessage", request)]
+        assert question(told[-1].task) == second
+        # A follower sees the change too.
+        (seen,) = [each async for each in follower]
+        assert seen.status_update.status == told[-1].task.status
 
 
 async def test_a_task_that_asks_nothing_takes_no_message() -> None:

@@ -12,7 +12,7 @@ import pytest
 from a2a.types import a2a_pb2 as pb
 
 from runlane_a2a import grpc_transport
-from runlane_a2a.grpc_transport import SERVICE, SLOTS
+from runlane_a2a.grpc_transport import SERVICE, SLOTS, has_more_elements
 from runlane_a2a.operations import OPERATIONS
 from runlane_server.testing import LocalServer
 from runlane_web.guard import Policy
@@ -93,3 +93,38 @@ async def test_a_path_that_is_not_utf8_is_an_unknown_method() -> None:
             async with raw_connection(address) as raw:
                 await raw.until_ended(*[raw.open(path) for _ in range(5)])
         assert (await a2a.task("grpc", message("x"))).status.state == pb.TASK_STATE_COMPLETED
+
+
+def many(kind: str) -> pb.SendMessageRequest:
+    request = message("x")
+    if kind == "parts":
+        request.message.parts.extend([pb.Part()] * 900_000)
+    elif kind == "references":
+        request.message.reference_task_ids.extend(["a"] * 900_000)
+    else:
+        deep = request.message.metadata
+        for n in range(20):
+            deep.update({f"k{m}": n for m in range(300)})
+            deep = deep.get_or_create_struct("deep")
+    return request
+
+
+@pytest.mark.parametrize("kind", ["parts", "references", "metadata"])
+async def test_a_message_of_very_many_elements_is_refused_before_it_is_checked(kind: str) -> None:
+    async with LocalServer() as server, a2a_door(server.address) as a2a:
+        request = many(kind)
+        async with asyncio.timeout(SECONDS / 4):
+            with pytest.raises(Failed, match="more than 4096 fields") as failed:
+                await a2a.call("grpc", "SendMessage", request)
+    assert failed.value.fields == ["request"]
+
+
+def test_elements_are_counted_at_any_depth() -> None:
+    request = message("x", "y")
+    request.message.metadata.update({"a": {"b": [1, 2]}})
+    # The message; its id, role, metadata and 2 parts, each with a text.
+    envelope = 1 + 3 + 2 + 2
+    # The member a with a struct, in it b with a list, and in it 2 values with their numbers.
+    metadata = 2 + 2 + 2 + 2
+    assert has_more_elements(request, envelope + metadata - 1)
+    assert not has_more_elements(request, envelope + metadata)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 from a2a.types import a2a_pb2 as pb
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from runlane import RunRetryPolicy, TextDelta
 from runlane_server.testing import LocalServer
@@ -237,6 +238,35 @@ async def test_the_history_is_as_long_as_asked_for() -> None:
                 "rest", "GetTask", pb.GetTaskRequest(id=task.id, history_length=length)
             )
             assert len(got.history) == number
+
+
+async def test_a_task_that_works_again_changed_with_the_answer() -> None:
+    async with LocalServer("scripted") as server, a2a_door(server.address) as a2a:
+        asked = await a2a.task("rest", script({"ask": {"text": "?"}}, {"wait": "w"}))
+        answer = message("x", task_id=asked.id, message_id="a")
+        answer.configuration.return_immediately = True
+        await a2a.task("rest", answer)
+        task = await a2a.get(asked.id)
+        while task.status.state != pb.TASK_STATE_WORKING:
+            task = await a2a.get(asked.id)
+        since = pb.ListTasksRequest(status_timestamp_after=task.status.timestamp)
+        for request in (pb.ListTasksRequest(), since):
+            listed = await a2a.call("rest", "ListTasks", request)
+            assert [each.status for each in listed.tasks] == [task.status]
+        server.gates.open("w")
+
+
+@pytest.mark.parametrize("status", [pb.TASK_STATE_UNSPECIFIED, pb.TASK_STATE_COMPLETED])
+@pytest.mark.parametrize(
+    "time", [Timestamp(seconds=10**15), Timestamp(seconds=-(10**15)), Timestamp(nanos=-1)]
+)
+async def test_a_time_that_is_none_is_refused(status: pb.TaskState, time: Timestamp) -> None:
+    async with LocalServer() as server, a2a_door(server.address) as a2a:
+        request = pb.ListTasksRequest(status=status, status_timestamp_after=time)
+        with pytest.raises(Failed) as failed:
+            await a2a.call("grpc", "ListTasks", request)
+    assert failed.value.reasons == ["INVALID_PARAMS"]
+    assert failed.value.fields == ["statusTimestampAfter"]
 
 
 async def test_a_second_attempt_begins_the_artifacts_again() -> None:

@@ -101,7 +101,7 @@ def test_open_line_is_broken_between_words_before_it_fills_the_screen() -> None:
     assert len(shown.area) <= module.OPEN_ROWS * 20 + 1
 
 
-def test_key_answers_only_after_a_while_and_while_the_question_is_open(
+def test_line_approves_only_after_a_while_and_while_the_question_is_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
@@ -109,16 +109,16 @@ def test_key_answers_only_after_a_while_and_while_the_question_is_open(
     shown = Shown()
     shown.happens("r", InputRequested(question()))
     assert shown.lines == ["? May I?", "  deploy {}"]
-    early = shown.view.takes_a_key
+    early = shown.view.is_considered
     now += module.CONSIDER_SECONDS
-    assert (early, shown.view.takes_a_key) == (False, True)
+    assert (early, shown.view.is_considered) == (False, True)
     shown.happens("r", InputRequested(question()))  # another attempt asks the same
     assert len(shown.lines) == 2
     shown.happens("r", InputWithdrawn("i"))
-    assert (shown.view.question, shown.view.takes_a_key) == (None, False)
+    assert (shown.view.question, shown.view.is_considered) == (None, False)
 
 
-def test_key_answers_the_next_question_only_a_while_after_the_one_before(
+def test_line_approves_the_next_question_only_a_while_after_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
@@ -127,14 +127,14 @@ def test_key_answers_the_next_question_only_a_while_after_the_one_before(
     for name in ("i", "j"):
         shown.happens("r", InputRequested(question(input_request_id=name)))
     now += module.CONSIDER_SECONDS
-    assert shown.view.takes_a_key
+    assert shown.view.is_considered
     shown.happens("r", InputWithdrawn("i"))
     assert shown.view.question == question(input_request_id="j")
-    assert (shown.view.takes_a_key, shown.area) == (False, "  …\n")
+    assert (shown.view.is_considered, shown.area) == (False, "  …\n")
     shown.happens("r", TextDelta("x"))
     now += module.CONSIDER_SECONDS
     shown.happens("r", TextDelta("y"))
-    assert shown.view.takes_a_key
+    assert shown.view.is_considered
 
 
 def test_text_answers_the_question_that_was_there_when_typing_began() -> None:

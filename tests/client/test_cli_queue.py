@@ -50,7 +50,18 @@ async def test_r46_a_command_of_the_queue_sends_its_update(
     assert (code, out, err) == (0, "bbbbbb\n", "")
     wanted = pb.UpdateRunRequest(run_id="bbbbbb", **fields)
     wanted.update_mask.paths.extend(paths)
-    assert peer.requests["UpdateRun"] == [wanted]
+    [sent] = peer.requests["UpdateRun"]
+    wanted.update_id = sent.update_id
+    assert (sent, bool(sent.update_id)) == (wanted, True)
+
+
+async def test_r46_an_update_whose_answer_is_lost_is_repeated_with_its_id(peer: Peer) -> None:
+    script_update(peer)
+    peer.scripts["UpdateRun"].insert(0, (Refuse(StatusCode.UNAVAILABLE, ""),))
+    code, out, err = await finish(await start(peer, "queue", "now", "bbbbbb"))
+    assert (code, out, err) == (0, "bbbbbb\n", "")
+    first, second = peer.requests["UpdateRun"]
+    assert first == second
 
 
 async def test_r46_the_changed_run_is_printed_as_json(peer: Peer) -> None:

@@ -519,7 +519,7 @@ UPDATES = (
     ),
     Mutant(
         "an update is not counted",
-        "revision=run.revision + 1, ",
+        "revision=run.revision + has_effect, ",
         "",
         "R46",
     ),

@@ -136,6 +136,33 @@ class Keeper:
         with open("deleted", "a") as file:
             print(key.tenant, key.session_id, file=file)
 
+from runlane_server.agents.base import TextDelta
+from runlane_server.agents.questions import Asked
+
+KEPT = {
+    "cjk": "\N{CJK UNIFIED IDEOGRAPH-4E16}" * (1 << 20),
+    "json": '["\\\\n",' * (1 << 19),
+    "control": "\\x01" * (3 << 20),
+    "large": "x" * ((3 << 20) + 1),
+    "half": "\\ud800",
+    "empty": "",
+}
+
+class Leaves:
+    async def start(self):
+        pass
+    async def run(self, turn):
+        name = turn.prompt.text
+        if not turn.checkpoint:
+            text = "?" * 250_000
+            asked = [Asked(text, key=f"k{n}", choices=("yes", "no")) for n in range(4)]
+            await turn.ask_and_leave(asked, KEPT[name])
+            return
+        answers = [await turn.answer_to(f"k{n}") for n in range(4)]
+        yield TextDelta(f"{turn.checkpoint == KEPT[name]} {answers}")
+    async def close(self):
+        pass
+
 class Never:
     async def start(self):
         raise RuntimeError("no licence")
@@ -335,6 +362,30 @@ async def test_an_agent_in_a_process_says_what_others_can(tmp_path: Path) -> Non
         events = [event.body async for event in client.subscribe_run(end.run_id)]
         assert [it.name for it in events if isinstance(it, Artifact)] == ["a.txt"]
         assert Custom("x", "1") in events
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+async def test_an_agent_in_a_process_may_keep_as_much_while_it_waits_as_others(
+    tmp_path: Path, processes: int
+) -> None:
+    flags = ("--agent", "mine:Leaves", "--agent-processes", str(processes))
+    async with _serving(tmp_path, *flags) as (_, client):
+        for prompt in ("cjk", "json", "control"):
+            run = await _accept(client, prompt, max_attempts=1)
+            await requested(client, run.run_id)
+            async for one in client.list_input_requests(run_id=run.run_id):
+                await client.answer_input(one, "yes")
+            end = await run.completed(SECONDS)
+            assert end.error is None, (prompt, end.error)
+            assert end.text == "True ['yes', 'yes', 'yes', 'yes']"
+        for prompt, message in (
+            ("large", "ask_and_leave: the checkpoint has 3145729 bytes; 3145728 is the limit"),
+            ("half", "ask_and_leave: the checkpoint has a lone surrogate, which is no text"),
+            ("empty", "ask_and_leave: give a question and a checkpoint"),
+        ):
+            error = (await _run(client, prompt)).error
+            assert error is not None
+            assert (error.reason, error.message) == ("AGENT_ERROR", message)
 
 
 @pytest.mark.parametrize("agent", ["default", "blocking"])

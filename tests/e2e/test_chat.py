@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -63,20 +65,21 @@ async def test_prompts_wait_while_one_streams_and_esc_cancels_the_active_run(
         await leave(screen)
 
 
-async def test_questions_are_shown_whole_and_answered_by_a_key(
+async def test_questions_are_shown_whole_and_answered_by_a_line(
     server: ServerProcess, client: Client
 ) -> None:
     async with chatting(server) as screen:
         screen.type(typed(script({"ask": ASK})))
-        await screen.shows("y approves, n denies")
+        await screen.shows("y and Enter approves")
         shown = screen.screen.replace("\r", "").replace("\n", "")
         assert "Deploy?\\u202e \\u200b\\x1b]0;pwned\\x07" in shown
         assert shown.count("n" * 300) == 2  # in the prompt, and in the question
-        screen.type(b"y")
+        screen.type(b"yes\r")
         await screen.shows("answered")
         (asked,) = [one async for one in client.list_input_requests(session_id="s")]
         assert asked.answer is not None
         assert asked.answer.value == Approval(approved=True)
+        assert len([run async for run in client.list_runs("s")]) == 1  # "yes" is no prompt as well
         screen.type(typed(script({"ask": {"text": "Which?", "choices": ["red", "green"]}})))
         await screen.shows("2. green")
         screen.type(b"7\r")
@@ -90,16 +93,14 @@ async def test_questions_are_shown_whole_and_answered_by_a_key(
         await leave(screen)
 
 
-async def test_key_does_not_answer_while_something_is_typed(
+async def test_prompt_that_begins_with_y_approves_nothing(
     server: ServerProcess, client: Client
 ) -> None:
     async with chatting(server) as screen:
         screen.type(typed(script({"ask": ASK})))
-        await screen.shows("y approves, n denies")
-        screen.type(b"onl")
-        await screen.shows("onl")
-        screen.type(b"y\r")
-        await screen.shows("queued: only")
+        await screen.shows("y and Enter approves")
+        screen.type(b"you may wait\r")
+        await screen.shows("queued: you may wait")
         (asked,) = [one async for one in client.list_input_requests(session_id="s")]
         assert asked.answer is None
         await leave(screen)
@@ -117,6 +118,24 @@ async def test_chat_survives_a_restart_of_the_server(server: ServerProcess) -> N
         await server.start()
         await screen.shows("connected again")
         await screen.shows("while it was away")
+        await leave(screen)
+
+
+async def test_prompt_for_a_draining_server_waits_and_the_stream_is_not_called_lost(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script(say("streaming "), *at_latch("one"))))
+        await screen.shows("streaming <one>")
+        server.send(signal.SIGTERM)
+        while '"draining"' not in server.log:
+            await asyncio.sleep(0)
+        screen.type(typed("later"))
+        await screen.shows("not sent yet: the server is shutting down")
+        assert "reconnecting" not in screen.screen
+        screen.type(ESC)
+        await screen.shows("which was active")
+        await server.wait()
         await leave(screen)
 
 

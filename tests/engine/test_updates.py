@@ -15,6 +15,7 @@ from runlane_server.core.errors import (
     EditConflict,
     EmptyPrompt,
     InvalidArgument,
+    PermissionDenied,
     PromptTooLarge,
     QuotaExceeded,
     RunMissing,
@@ -31,7 +32,7 @@ from runlane_server.core.model import (
     Updated,
     WhenBusy,
 )
-from runlane_server.core.update import Move, Place, RunPatch
+from runlane_server.core.update import REMEMBERED, Move, Place, RunPatch
 from runlane_server.store.base import Store
 from support.node import Node, running
 from support.staging import STEP, say, script, wait
@@ -122,6 +123,53 @@ async def test_r46_a_repeated_update_changes_nothing(store: Store) -> None:
         await node.end("b")
         again = await update(node, "b", **patch)
         assert (again.state, again.revision) == (RunState.COMPLETED, 1)
+
+
+async def test_r46_an_update_repeated_with_its_id_undoes_no_later_one(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c")
+        patch = {"text": script(say("mine")), "move": FIRST, "update_id": "u"}
+        await update(node, "c", **patch)
+        await update(node, "c", text=script(say("theirs")), update_id="v")
+        await update(node, "c", move=Move(Place.LAST))
+        await update(node, "b", attachments=(Attachment("f", "", "x"),))
+        again = await update(node, "c", **patch)
+        assert (again.revision, again.prompt_excerpt) == (3, script(say("theirs")))
+        assert await queue_of(node) == ["b", "c"]
+        node.latches.open("l")
+        assert (await node.end("c")).text == "theirs"
+        assert (await update(node, "c", **patch)).revision == 3
+        for other in ({"text": "other"}, {**patch, "revision": 3}):
+            with pytest.raises(InvalidArgument) as refused:
+                await update(node, "c", **other | {"update_id": "u"})
+            assert "update_id" in str(refused.value)
+        with pytest.raises(AlreadyStarted):
+            await update(node, "c", **patch | {"update_id": "w"})
+
+
+async def test_r46_an_update_without_an_effect_is_remembered_by_its_id(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c")
+        assert (await update(node, "b", move=FIRST, update_id="u")).revision == 0
+        await update(node, "c", move=FIRST)
+        assert (await update(node, "b", move=FIRST, update_id="u")).revision == 0
+        assert await queue_of(node) == ["c", "b"]
+        node.latches.open("l")
+
+
+async def test_r46_a_run_remembers_its_last_updates_by_their_ids(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+        for n in range(REMEMBERED + 1):
+            await update(node, "b", text=script(say(f"{n}")), update_id=f"{n}")
+        oldest = await update(node, "b", text=script(say("1")), update_id="1")
+        assert oldest.revision == REMEMBERED + 1
+        forgotten = await update(node, "b", text=script(say("0")), update_id="0")
+        assert forgotten.revision == REMEMBERED + 2
+        node.latches.open("l")
 
 
 async def test_r46_an_update_without_an_effect_is_no_revision(store: Store) -> None:
@@ -218,6 +266,39 @@ async def test_r46_an_attachment_lets_the_prompt_be_empty_as_long_as_it_stays(st
         await update(node, "b", text="")
         with pytest.raises(EmptyPrompt):
             await update(node, "b", attachments=())
+        node.latches.open("l")
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"text": "x"},
+        {"attachments": ()},
+        {"metadata": {"k": "v"}},
+        {"move": FIRST},
+        {"when_busy": WhenBusy.FOLD},
+        {"when_busy": WhenBusy.INTERRUPT},
+    ],
+)
+async def test_r46_a_caller_limited_to_agents_updates_no_run_of_another(
+    patch: dict[str, Any], store: Store
+) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b", "c")
+        wanted = RunPatch(**patch, update_id="u")
+        for run_id in "ac":
+            with pytest.raises(PermissionDenied, match="may not use the agent"):
+                await node.coordinator.updates.update(
+                    "default", run_id, wanted, allowed_agents=frozenset({"another"})
+                )
+        run = await node.coordinator.get_run("c")
+        assert (run.revision, run.state) == (0, RunState.QUEUED)
+        assert await queue_of(node) == ["b", "c"]
+        own = await node.coordinator.updates.update(
+            "default", "c", wanted._replace(text="own"), allowed_agents=frozenset({"default"})
+        )
+        assert own.revision == 1
         node.latches.open("l")
 
 

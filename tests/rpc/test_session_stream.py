@@ -316,6 +316,7 @@ async def test_r50_a_change_of_a_session_is_reported_once() -> None:
 async def test_r51_a_change_of_a_session_is_reported_after_a_resume() -> None:
     async with serving(progress_interval=0.05) as wire:
         await accept(wire, say("x"), run_id="a")
+        await wire.runs.WaitRun(run_service_pb2.WaitRunRequest(run_id="a"), timeout=SECONDS)
         reader = Reader(wire, "s")
         await reader.until("snapshot")
         while not reader.seen[-1].HasField("progress"):

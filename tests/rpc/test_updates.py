@@ -19,7 +19,7 @@ FIRST = pb.QueuePosition(first=True)
 
 
 async def update(wire: Wire, run_id: str, **fields: Any) -> run_pb2.Run:
-    mask = FieldMask(paths=[name for name in fields if name != "revision"])
+    mask = FieldMask(paths=[name for name in fields if name not in {"revision", "update_id"}])
     request = pb.UpdateRunRequest(run_id=run_id, update_mask=mask, **fields)
     return (await wire.runs.UpdateRun(request)).run
 
@@ -99,6 +99,8 @@ async def test_r46_a_run_that_started_is_refused_with_the_active_run() -> None:
         ({"metadata": {"k": "x" * 5_000}}, "INVALID_ARGUMENT"),
         ({"attachments": [run_pb2.Attachment(name="f")]}, "INVALID_ARGUMENT"),
         ({"revision": -1, "prompt": "x"}, "INVALID_ARGUMENT"),
+        ({"update_id": " u", "prompt": "x"}, "INVALID_ARGUMENT"),
+        ({"update_id": "u" * 129, "prompt": "x"}, "INVALID_ARGUMENT"),
         ({}, "INVALID_ARGUMENT"),
     ],
 )
@@ -106,6 +108,19 @@ async def test_r46_a_bad_update_gets_its_reason(fields: dict[str, Any], reason: 
     async with serving() as wire:
         await queued(wire, "b")
         assert (await refused(update(wire, "b", **fields))).reason == reason
+        wire.latches.open("l")
+
+
+async def test_r46_an_update_repeated_with_its_id_keeps_later_ones() -> None:
+    async with serving() as wire:
+        await queued(wire, "b", "c")
+        await update(wire, "c", position=FIRST, update_id="u")
+        await update(wire, "b", position=FIRST)
+        again = await update(wire, "c", position=FIRST, update_id="u")
+        moved = await update(wire, "b", position=FIRST, update_id="v")
+        assert (again.revision, moved.revision) == (1, 1)
+        error = await refused(update(wire, "c", prompt="x", update_id="u"))
+        assert (error.reason, error.fields) == ("INVALID_ARGUMENT", ["update_id"])
         wire.latches.open("l")
 
 

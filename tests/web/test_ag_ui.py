@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx2
@@ -10,9 +12,12 @@ import pytest
 from ag_ui.core import Event as AgUiEvent
 from pydantic import TypeAdapter
 
+from runlane_server.agents.base import Turn
 from runlane_server.testing import LocalServer
 from runlane_web.ag_ui_door import AgUiDoor
 from support.door import Door, door, reason, violation
+
+SECONDS = 20.0
 
 EVENT: TypeAdapter[Any] = TypeAdapter(AgUiEvent)
 
@@ -104,6 +109,62 @@ async def test_a_question_is_an_interrupt_and_resume_answers_it() -> None:
     assert "".join(texts) == "approved {}Done."
     assert {event.get("runId", "r2") for event in told} == {"r2"}
     assert told[-1]["outcome"] == {"type": "success"}
+
+
+async def two(turn: Turn) -> AsyncGenerator[str, None]:
+    """Asks two people at once."""
+    first, second = await asyncio.gather(turn.ask("first?"), turn.ask("second?"))
+    yield f"{first} {second}"
+
+
+def resolved(asked: Any, payload: Any) -> dict[str, Any]:
+    return {"interruptId": asked["id"], "status": "resolved", "payload": payload}
+
+
+async def both(opened: Door) -> dict[str, Any]:
+    """Starts a run of `two`; returns its questions by their text."""
+    fields = {"threadId": "s", "messages": [{"id": "m", "role": "user", "content": "x"}]}
+    asked: list[Any] = []
+    while len(asked) < 2:  # the questions are asked one after the other
+        asked = (await post(opened, {**fields, "runId": "r"}))[-1]["outcome"]["interrupts"]
+    return {each["message"]: each for each in asked}
+
+
+async def test_one_of_two_interrupts_can_be_answered_at_a_time() -> None:
+    async with (
+        LocalServer(two) as server,
+        door(server.address, more=[AgUiDoor()]) as opened,
+        asyncio.timeout(SECONDS),
+    ):
+        asked = await both(opened)
+        told = await post(opened, resume("r2", resolved(asked["first?"], "A")))
+        assert kinds(told) == ["RUN_STARTED", "RUN_FINISHED"]
+        assert told[-1]["outcome"]["interrupts"] == [asked["second?"]]
+        again = await post(opened, resume("r2", resolved(asked["first?"], "A")))
+        assert again == told
+        told = await post(opened, resume("r3", resolved(asked["second?"], "B")))
+    texts = [event["delta"] for event in told if event["type"] == "TEXT_MESSAGE_CONTENT"]
+    assert "".join(texts) == "A B"
+    assert told[-1]["outcome"] == {"type": "success"}
+
+
+@pytest.mark.parametrize("status", ["resolved", "cancelled"])
+async def test_the_same_resume_again_has_the_same_events(status: str) -> None:
+    async with (
+        LocalServer("scripted") as server,
+        door(server.address, more=[AgUiDoor()]) as opened,
+        asyncio.timeout(SECONDS),
+    ):
+        ask = {"ask": {"text": "Which?"}}
+        events = await post(opened, body("r", {"text": "Well. "}, ask, {"text": "Done."}))
+        (asked,) = events[-1]["outcome"]["interrupts"]
+        entry = {**resolved(asked, "x"), "status": status}
+        told = await post(opened, resume("r2", entry))
+        assert await post(opened, resume("r2", entry)) == told
+        # Another call is no repetition.
+        if status == "resolved":
+            got = await refused(opened, resume("r3", entry))
+            assert violation(got)[0] == "resume[0].interruptId"
 
 
 async def test_an_interrupt_that_is_cancelled_cancels_the_run() -> None:

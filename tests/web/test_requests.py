@@ -121,6 +121,16 @@ async def test_the_idempotency_key_is_the_run_id(opened: Door) -> None:
     assert (both.status_code, violation(both)[0]) == (400, "run_id")
 
 
+async def test_r46_the_idempotency_key_is_the_id_of_an_update(opened: Door) -> None:
+    key = {"Idempotency-Key": "mine"}
+    change = {"prompt": "p", "updateMask": "prompt", "updateId": "x"}
+    both = await opened.http.patch("/v1/runs/r", json=change, headers=key)
+    assert (both.status_code, violation(both)[0]) == (400, "update_id")
+    long = {"Idempotency-Key": "x" * 200}
+    got = await opened.http.patch("/v1/runs/r", json=change | {"updateId": ""}, headers=long)
+    assert (got.status_code, violation(got)[0]) == (400, "update_id")
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 async def test_a_body_of_another_type_is_refused(opened: Door, content_type: str) -> None:
     """A form of another site can send these without asking."""

@@ -150,8 +150,8 @@ async def _find(client: Client, text: str) -> InputRequest:
             matching.append(request)
     if len(matching) == 1:
         return matching[0]
-    problem = "no input request" if not matching else f"{len(matching)} input requests"
-    raise InvalidUsage(f"REQUEST: {problem} match {escaped(text)!r}; `runlane answer` lists them")
+    problem = f"{len(matching)} input requests match" if matching else "no input request matches"
+    raise InvalidUsage(f"REQUEST: {problem} {escaped(text)!r}; `runlane answer` lists them")
 
 
 def _given(options: Options, request: InputRequest) -> Answer:

@@ -466,6 +466,7 @@ class UpdateRunRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run id."""
     prompt: _builtins.str
@@ -476,6 +477,11 @@ class UpdateRunRequest(_message.Message):
     """
     revision: _builtins.int
     """Change the run only if this is its revision. Unset: any."""
+    update_id: _builtins.str
+    """The idempotency key of the update, with the same limits as a session id; a run remembers the last
+    8. Another update of the run with the same id is refused. Without an id, a repeated request is
+    applied again while the run waits, unless it names a revision.
+    """
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """The fields to change: `prompt`, `attachments`, `when_busy`, `metadata`, `position`; at least one."""
@@ -505,10 +511,11 @@ class UpdateRunRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         position: Global___QueuePosition | None = ...,
         revision: _builtins.int | None = ...,
+        update_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "position", b"position", "revision", b"revision", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "attachments", b"attachments", "metadata", b"metadata", "position", b"position", "prompt", b"prompt", "revision", b"revision", "run_id", b"run_id", "update_mask", b"update_mask", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "attachments", b"attachments", "metadata", b"metadata", "position", b"position", "prompt", b"prompt", "revision", b"revision", "run_id", b"run_id", "update_id", b"update_id", "update_mask", b"update_mask", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
     _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015

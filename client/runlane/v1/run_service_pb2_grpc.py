@@ -123,7 +123,8 @@ class RunServiceServicer(object):
     def UpdateRun(self, request, context):
         """Edits or moves a waiting run; the change is durable when the call returns. Refused with
         ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
-        A repeated request returns the run and changes nothing, also after the run has started.
+        A request repeated with its update_id returns the run and changes nothing, also after other
+        changes and after the run has started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,8 @@ class RunServiceStub:
     UpdateRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.UpdateRunRequest, _run_service_pb2.UpdateRunResponse]
     """Edits or moves a waiting run; the change is durable when the call returns. Refused with
     ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
-    A repeated request returns the run and changes nothing, also after the run has started.
+    A request repeated with its update_id returns the run and changes nothing, also after other
+    changes and after the run has started.
     """
     SubscribeRunComplete: _grpc.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunCompleteRequest, _run_service_pb2.SubscribeRunCompleteResponse]
     """Streams the terminal event of every matching run, each exactly once and in order. The first
@@ -92,7 +93,8 @@ class RunServiceAsyncStub(RunServiceStub):
     UpdateRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.UpdateRunRequest, _run_service_pb2.UpdateRunResponse]  # type: ignore[assignment]
     """Edits or moves a waiting run; the change is durable when the call returns. Refused with
     ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
-    A repeated request returns the run and changes nothing, also after the run has started.
+    A request repeated with its update_id returns the run and changes nothing, also after other
+    changes and after the run has started.
     """
     SubscribeRunComplete: _aio.UnaryStreamMultiCallable[_run_service_pb2.SubscribeRunCompleteRequest, _run_service_pb2.SubscribeRunCompleteResponse]  # type: ignore[assignment]
     """Streams the terminal event of every matching run, each exactly once and in order. The first
@@ -158,7 +160,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_run_service_pb2.UpdateRunResponse, _abc.Awaitable[_run_service_pb2.UpdateRunResponse]]:
         """Edits or moves a waiting run; the change is durable when the call returns. Refused with
         ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
-        A repeated request returns the run and changes nothing, also after the run has started.
+        A request repeated with its update_id returns the run and changes nothing, also after other
+        changes and after the run has started.
         """
 
     @_abc_1.abstractmethod

@@ -17,6 +17,9 @@ from runlane_server.core.errors import AnswerInvalid, RunlaneError, Violation
 from runlane_server.core.input import Answer, InputKind, Question
 from runlane_server.core.model import clean_text, utf8_size
 
+MAX_CHECKPOINT_BYTES = 3 << 20
+"""Size limit of what an agent keeps while it waits for input."""
+
 MAX_QUESTION_BYTES = 256 << 10
 """Size limit of a question: its text, its arguments, its schema and its default together."""
 
@@ -49,6 +52,22 @@ class Asked(NamedTuple):
     schema: Mapping[str, Json] | None = None
     timeout: float | None = None
     default: Json = None
+
+
+def check_checkpoint(questions: Sequence[Asked], checkpoint: str) -> None:
+    """Raises AgentError if an agent cannot leave with them."""
+    if not (questions and checkpoint):
+        raise AgentError("ask_and_leave: give a question and a checkpoint")
+    try:
+        size = utf8_size(checkpoint)
+    except UnicodeEncodeError:
+        raise AgentError(
+            "ask_and_leave: the checkpoint has a lone surrogate, which is no text"
+        ) from None
+    if size > MAX_CHECKPOINT_BYTES:
+        raise AgentError(
+            f"ask_and_leave: the checkpoint has {size} bytes; {MAX_CHECKPOINT_BYTES} is the limit"
+        )
 
 
 def question_of(asked: Asked, *, repeated: int = 0) -> Question:

@@ -42,7 +42,8 @@ class LaneRun(NamedTuple):
     id of the node where it is active, empty unless the store is shared. `agent` is empty for a run
     from before agents had names. `failures` counts the attempts that its agent failed, and
     `not_before` is when the next one may start; 0 for a run that waits for no retry (R38).
-    `revision` counts the updates while it waited, and `last_update` is the digest of the last one.
+    `revision` counts the updates while it waited, and `last_update` has the digests of the
+    last ones (`core.update.remembered`).
     """
 
     run_id: str

@@ -10,6 +10,9 @@ from typing import NamedTuple
 from runlane_server.core.errors import InvalidArgument
 from runlane_server.core.model import Attachment, Prompt, WhenBusy
 
+REMEMBERED = 8
+"""Number of updates with an id that a run remembers."""
+
 
 class Place(StrEnum):
     """The new place of a run in its queue."""
@@ -37,7 +40,8 @@ class RunContent(NamedTuple):
 class RunPatch(NamedTuple):
     """The changes that a caller asks for; None leaves what there is.
 
-    They apply only to the run at `revision`, if one is given.
+    They apply only to the run at `revision`, if one is given. `update_id` is the caller's
+    idempotency key, and no part of the digest.
     """
 
     text: str | None = None
@@ -46,6 +50,7 @@ class RunPatch(NamedTuple):
     when_busy: WhenBusy | None = None
     move: Move | None = None
     revision: int | None = None
+    update_id: str = ""
 
     @property
     def has_content(self) -> bool:
@@ -87,6 +92,7 @@ class RunUpdate(NamedTuple):
     move: Move | None = None
     revision: int | None = None
     growth: int = 0
+    update_id: str = ""
 
 
 class RunEdit(NamedTuple):
@@ -100,6 +106,41 @@ class RunEdit(NamedTuple):
         if later is None:
             return self
         return RunEdit(later.content or self.content, self.growth + later.growth)
+
+
+def is_repeated(
+    wanted: RunPatch | RunUpdate, last_update: str, revision: int, *, has_begun: bool
+) -> bool:
+    """Whether a run at a revision has this update already.
+
+    An update with an id is one of those that the run remembers, whatever has changed since. Without
+    an id and a revision, it is applied again unless the run has begun its turn. Raises
+    InvalidArgument if another update has the same id.
+    """
+    entries = last_update.split(",")
+    if wanted.update_id:
+        mark = _mark(wanted.update_id)
+        known = next((entry for entry in entries if entry.startswith(mark)), None)
+        if known is not None:
+            if known != mark + wanted.digest:
+                raise InvalidArgument.of("update_id", "is that of another update; use a new id")
+            return True
+    if entries[-1].rpartition(":")[2] != wanted.digest:
+        return False
+    if wanted.revision is None:
+        return has_begun and not wanted.update_id
+    return revision == wanted.revision + 1
+
+
+def remembered(wanted: RunUpdate, last_update: str) -> str:
+    """What a run remembers after one more update: the latest ones with an id, and the last one."""
+    with_id = [entry for entry in last_update.split(",") if ":" in entry]
+    mark = _mark(wanted.update_id) if wanted.update_id else ""
+    return ",".join([*with_id[1 - REMEMBERED :], mark + wanted.digest])
+
+
+def _mark(update_id: str) -> str:
+    return hashlib.blake2b(update_id.encode(), digest_size=12).hexdigest() + ":"
 
 
 def patch_errors(run_id: str, patch: RunPatch) -> Iterator[InvalidArgument]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import structlog
 
 from runlane_server.agents.base import AgentError, AgentEvent, FoldedPrompt
-from runlane_server.agents.questions import Asked
+from runlane_server.agents.questions import Asked, check_checkpoint
 from runlane_server.core.errors import CorruptRecord
 from runlane_server.core.input import InputRequest
 from runlane_server.core.model import (
@@ -42,9 +42,6 @@ log = structlog.get_logger()
 
 HISTORY_PAGE = 500
 HISTORY_BYTES = 8 << 20
-
-MAX_CHECKPOINT_BYTES = 3 << 20
-"""Size limit of what an agent keeps while it waits for input."""
 
 MESSAGE_BYTES = 200
 """The size of a message besides its content, so that many empty ones have a limit too."""
@@ -206,13 +203,7 @@ class AgentTurn:
 
     async def ask_and_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
         """Asks people, and ends this call of the agent; False if all is answered already."""
-        if not (questions and checkpoint):
-            raise AgentError("ask_and_leave: give a question and a checkpoint")
-        if utf8_size(checkpoint) > MAX_CHECKPOINT_BYTES:
-            raise AgentError(
-                f"ask_and_leave: the checkpoint has {utf8_size(checkpoint)} bytes;"
-                f" {MAX_CHECKPOINT_BYTES} is the limit"
-            )
+        check_checkpoint(questions, checkpoint)
         return await self._asking.begin_to_leave(questions, checkpoint)
 
     async def answer_to(self, key: str) -> Any:

@@ -17,7 +17,7 @@ from runlane_server.core.errors import (
 from runlane_server.core.limits import Limits, prompt_errors
 from runlane_server.core.model import Micros, Run, RunKey, SessionKey
 from runlane_server.core.transition import Lane, LaneRun, Transition
-from runlane_server.core.update import RunContent, RunPatch, RunUpdate, patch_errors
+from runlane_server.core.update import RunContent, RunPatch, RunUpdate, is_repeated, patch_errors
 from runlane_server.engine.lanes import LaneContended, Lanes
 from runlane_server.engine.mailbox import Command
 from runlane_server.store.base import Store
@@ -62,7 +62,8 @@ class Updates:
     ) -> Run:
         """Edits and moves a waiting run; returns it once that is durable.
 
-        A repeated patch returns the run and changes nothing, also when the run has started.
+        A repeated patch with the same id returns the run and changes nothing, whatever has changed
+        since; also when the run has started.
         `allowed_agents` are those that the caller may use; None: all. Raises PermissionDenied,
         RunMissing, RunNotFound, AlreadyStarted, EditConflict, AnchorNotWaiting, InvalidArgument,
         EmptyPrompt, PromptTooLarge and QuotaExceeded.
@@ -73,14 +74,13 @@ class Updates:
             raise error
         key = RunKey(tenant, run_id)
         run = await self._get(key)
-        if allowed_agents is not None:
-            # A caller that may not use the agent may not change what it is asked to do.
-            names = self._agents()
-            names.limited_to(allowed_agents).choose(names.full_name(run.agent))
+        self._check_agent(run, allowed_agents)
         refusal = self._admission.edit_refusal(tenant, grows=patch.has_content)
         if refusal is not None and not _is_repeated(run, patch):
             raise refusal
         for _ in range(MAX_READS):
+            if patch.update_id and _is_repeated(run, patch):
+                return run
             if run.state.is_terminal:
                 return await self._ended(tenant, run, patch)
             wanted = await self._decidable(key, run, patch)
@@ -97,6 +97,12 @@ class Updates:
                 self._stored.add(tenant, wanted.growth)
             return await self._get(key)
         raise LaneContended(f"gave up after {MAX_READS} concurrent updates of the run")
+
+    def _check_agent(self, run: Run, allowed: frozenset[str] | None) -> None:
+        """A caller that may not use the agent of a run may not change what it is asked to do."""
+        if allowed is not None:
+            names = self._agents()
+            names.limited_to(allowed).choose(names.full_name(run.agent))
 
     async def _get(self, key: RunKey) -> Run:
         run = await self._store.get_run(key)
@@ -126,6 +132,7 @@ class Updates:
             when_busy=patch.when_busy,
             move=patch.move,
             revision=patch.revision,
+            update_id=patch.update_id,
         )
         if not patch.has_content:
             return update
@@ -145,7 +152,7 @@ class Updates:
 
 def _is_repeated(run: Run, patch: RunPatch) -> bool:
     """Whether the last update of a run was this one."""
-    return run.last_update == patch.digest and patch.revision in {None, run.revision - 1}
+    return is_repeated(patch, run.last_update, run.revision, has_begun=True)
 
 
 def _update(wanted: RunUpdate, revision: int) -> Command[LaneRun]:

@@ -71,9 +71,8 @@ class WorkerTurn(AgentTurn):
 
     async def park(self, questions: Sequence[Asked], checkpoint: str = "") -> bool:
         """Makes the run wait for people, unless all is answered."""
-        if checkpoint:
-            return await self.ask_and_leave(questions, checkpoint)
-        return await self._asking.begin_to_leave(questions, checkpoint="")
+        # The process has checked what its agent keeps, to which it adds the questions.
+        return await self._asking.begin_to_leave(questions, checkpoint)
 
     async def answered(self, key: str) -> InputRequest:
         """An answered question of the run."""

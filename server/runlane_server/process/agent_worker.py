@@ -30,7 +30,7 @@ from runlane_server.agents.base import (
     Result,
 )
 from runlane_server.agents.processes.protocol import SECRET_KEY
-from runlane_server.agents.questions import Asked
+from runlane_server.agents.questions import Asked, check_checkpoint
 from runlane_server.core.artifact import ArtifactKind, ArtifactPiece
 from runlane_server.core.model import (
     Attachment,
@@ -159,7 +159,7 @@ class _Checkpoint:
     def to_json(self) -> str:
         """All of it as text."""
         asked = [base64.b64encode(one.SerializeToString()).decode() for one in self.questions]
-        return json.dumps([self.of_agent, asked])
+        return json.dumps([self.of_agent, asked], ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> _Checkpoint:
@@ -218,6 +218,7 @@ class _WorkerTurn:
     async def ask_and_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
         """Asks people. Without an answer the run leaves this process; another one continues it
         from the checkpoint."""
+        check_checkpoint(questions, checkpoint)
         asked = [self._questions.question(**one._asdict()) for one in questions]
         await self._calls.leave(asked, _Checkpoint(checkpoint, asked).to_json())
         self._left = {one.key: one for one in asked}

@@ -24,8 +24,12 @@ from runlane_server.rpc.worker import Context, serve_slot
 MAX_STREAMS = (1 << 31) - 1
 """Each slot of a process is a stream."""
 
+MAX_MESSAGE = 64 << 20
+"""Bytes of a message: a checkpoint of 3 MiB, as JSON up to six times that, and the questions."""
+
 _OPTIONS = (
     ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_connection_idle_ms", MAX_STREAMS),
 )
 

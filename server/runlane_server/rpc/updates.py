@@ -32,7 +32,9 @@ def update_run(request: pb.UpdateRunRequest) -> RunPatch:
         when_busy=_when_busy(checks, request) if "when_busy" in paths else None,
         move=_move(checks, request) if "position" in paths else None,
         revision=request.revision if request.HasField("revision") else None,
+        update_id=request.update_id,
     )
+    checks.identifier("update_id", patch.update_id)
     if patch.revision is not None:
         checks.between("revision", patch.revision, 0)
     for error in patch_errors(request.run_id, patch) if set(paths) <= set(EDITABLE) else ():

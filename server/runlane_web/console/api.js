@@ -61,8 +61,8 @@ export function post(path, body = {}, headers = {}) {
   return send("POST", path, body, headers);
 }
 
-export function patch(path, body) {
-  return send("PATCH", path, body, {});
+export function patch(path, body, headers = {}) {
+  return send("PATCH", path, body, headers);
 }
 
 async function send(method, path, body, headers) {

@@ -1,6 +1,6 @@
 // The queue of a session: its runs in the order in which they start, and what can be done to each.
 
-import { patch, path } from "/console/api.js";
+import { newId, patch, path } from "/console/api.js";
 import { announce, button, el, field, keyed, link, problem, state, word } from "/console/dom.js";
 import { follow } from "/console/live.js";
 
@@ -153,7 +153,8 @@ export class Queue {
   async #update(run, changes, done, said = this.#said) {
     const updateMask = Object.keys(changes).filter((name) => name !== "revision").join(",");
     try {
-      await patch(path("runs", run.runId), { ...changes, updateMask });
+      const headers = { "Idempotency-Key": newId() };
+      await patch(path("runs", run.runId), { ...changes, updateMask }, headers);
       said.replaceChildren();
       announce(done);
       return true;

@@ -42,7 +42,12 @@ UPDATE_FAULTS = (
     Fault(
         "a repeated update is refused once its run has started",
         (46,),
-        (Edit(UPDATING, "if run is not None and _is_repeated(run, wanted):", "if False:"),),
+        (
+            Edit(UPDATING, "if run is not None and _is_repeated(run, wanted):", "if False:"),
+            Edit(
+                "engine/updates.py", "if patch.update_id and _is_repeated(run, patch):", "if False:"
+            ),
+        ),
         case="A repeated update",
     ),
     Fault(

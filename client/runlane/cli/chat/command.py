@@ -50,9 +50,9 @@ def chat(settings: Settings, when_busy: str, agent: str, as_json: bool, session:
     """Talk to the agent of SESSION, which is created if it does not exist.
 
     Prompts can be typed while an answer streams; they wait in the queue. Questions of the agent are
-    shown whole: y approves and n denies, on an empty line; other answers are typed. What others do
-    in the session is shown too. If the connection is lost, the chat continues when the server is
-    back.
+    shown whole: y or yes approves, n or no denies; any other line is a prompt. Other answers are
+    typed. What others do in the session is shown too. If the connection is lost, the chat continues
+    when the server is back.
 
     \b
     Keys:
@@ -86,7 +86,7 @@ class Chat:
         self._when_busy = when_busy
         self._agent = agent
         self._tasks: set[asyncio.Task[None]] = set()
-        self._screen = Screen(self._on_escape, self._on_verdict)
+        self._screen = Screen(self._on_escape)
         self._view = self._screen.view
 
     async def run(self) -> int:
@@ -141,10 +141,22 @@ class Chat:
             if not text.strip():
                 continue
             question = self._view.addressee
-            if question is not None and question.kind is not InputKind.APPROVAL:
-                self._answer_with(question, text)
-            else:
+            if question is None:
                 self._start(self._send(text))
+            elif question.kind is InputKind.APPROVAL:
+                self._decide(question, text)
+            else:
+                self._answer_with(question, text)
+
+    def _decide(self, question: InputRequest, text: str) -> None:
+        """Only a whole line is a verdict: a prompt may begin with y."""
+        verdict = read_answer(question, text.strip().lower())
+        if verdict is None:
+            self._start(self._send(text))
+        elif self._view.is_considered:
+            self._start(self._answer(question, verdict))
+        else:
+            self._view.note("the question has only just come: read it, then answer again")
 
     def _answer_with(self, question: InputRequest, text: str) -> None:
         try:
@@ -156,11 +168,6 @@ class Chat:
             self._view.note("that is not one of the choices")
         else:
             self._start(self._answer(question, given))
-
-    def _on_verdict(self, approved: bool) -> None:
-        question = self._view.question
-        if question is not None:
-            self._start(self._answer(question, approved))
 
     def _on_escape(self) -> None:
         run_id = self._view.active_run_id
@@ -176,6 +183,7 @@ class Chat:
         run_id = new_id()
         self._view.sending[run_id] = prompt
         self._screen.redraw()
+        has_told = False
         while True:
             try:
                 await self._client.run_accepted(
@@ -187,7 +195,10 @@ class Chat:
                     allow_missing=True,
                 )
             except TRANSIENT as error:
-                self._on_lost(error)
+                # The stream says whether it is lost: it continues while the server drains.
+                if not has_told and not self._view.is_lost:
+                    self._view.note(f"not sent yet: {describe(error)}")
+                has_told = True
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             except RunlaneError as error:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.filters import Condition
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
@@ -25,10 +24,9 @@ _STYLE = Style.from_dict({"note": "#888888", "ask": "bold"})
 class Screen:
     """Reads prompts and keys, and prints the lines of a `view` above them."""
 
-    def __init__(self, on_escape: Callable[[], None], on_verdict: Callable[[bool], None]) -> None:
+    def __init__(self, on_escape: Callable[[], None]) -> None:
         self.view = ChatView(self._print, lambda: shutil.get_terminal_size().columns)
         self._on_escape = on_escape
-        self._on_verdict = on_verdict
         self._console = SafeConsole(wrap=False)
         output = create_output()
         if isinstance(output, Vt100_Output):
@@ -41,7 +39,7 @@ class Screen:
             reserve_space_for_menu=0,
             prompt_continuation="  ",
             erase_when_done=True,  # a prompt is shown when its run starts, also one of others
-            refresh_interval=0.5,  # a question takes keys only after a while
+            refresh_interval=0.5,  # an approval takes a verdict only after a while
             style=_STYLE,
         )
         self._session.default_buffer.on_text_changed += lambda buffer: self.view.typed(buffer.text)
@@ -73,8 +71,6 @@ class Screen:
 
     def _bindings(self) -> KeyBindings:
         keys = KeyBindings()
-        is_empty = Condition(lambda: not self._session.default_buffer.text)
-        takes_a_key = Condition(lambda: self.view.takes_a_key) & is_empty
 
         @keys.add("enter")
         def _send(event: KeyPressEvent) -> None:
@@ -95,13 +91,5 @@ class Screen:
                 self.view.typed("")
             else:
                 event.app.exit(exception=EOFError())
-
-        @keys.add("y", filter=takes_a_key)
-        def _approve(_: KeyPressEvent) -> None:
-            self._on_verdict(True)
-
-        @keys.add("n", filter=takes_a_key)
-        def _deny(_: KeyPressEvent) -> None:
-            self._on_verdict(False)
 
         return keys

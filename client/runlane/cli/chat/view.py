@@ -55,12 +55,12 @@ OPEN_ROWS = 4
 """Rows of the line that is being written; a longer one is broken."""
 
 CONSIDER_SECONDS = 1.0
-"""A key answers a question only this long after it became the next one: it may have been meant for
-a prompt that a person was typing when the question came, or for the question before."""
+"""A line answers an approval only this long after it became the next question: it may have been
+meant as a prompt that a person was typing when the question came, or for the question before."""
 
 _KEYS: Mapping[InputKind, str] = MappingProxyType(
     {
-        InputKind.APPROVAL: "y approves, n denies",
+        InputKind.APPROVAL: "y and Enter approves, n and Enter denies",
         InputKind.CHOICE: "type the number of a choice and Enter",
         InputKind.FORM: "type a JSON object and Enter",
         InputKind.TEXT: "type the answer and Enter",
@@ -99,8 +99,8 @@ class ChatView:
         return next(iter(self._questions.values()), None)
 
     @property
-    def takes_a_key(self) -> bool:
-        """Whether a key may answer the question."""
+    def is_considered(self) -> bool:
+        """Whether the next question is an approval that has been shown for long enough."""
         question = self.question
         if question is None or question.kind is not InputKind.APPROVAL:
             return False
@@ -130,7 +130,7 @@ class ChatView:
             how = _KEYS.get(question.kind, "use runlane answer")
             if self._is_typing and question != self.addressee:
                 how = "Enter sends what you were typing, not an answer"
-            is_early = question.kind is InputKind.APPROVAL and not self.takes_a_key
+            is_early = question.kind is InputKind.APPROVAL and not self.is_considered
             lines.append(("class:ask", "  …" if is_early else f"  {how}"))
         return [(style, f"{text}\n") for style, text in lines]
 
@@ -183,7 +183,7 @@ class ChatView:
         self._consider()
 
     def _consider(self) -> None:
-        """A question that has become the first one is considered from now on: a key may have been
+        """A question that has become the first one is considered from now on: a line may have been
         meant for the one before."""
         first = next(iter(self._questions), "")
         if first != self._first:

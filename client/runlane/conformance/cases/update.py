@@ -78,7 +78,10 @@ async def _old_revision(ctx: CaseContext) -> None:
 @case(46)
 async def _repeated(ctx: CaseContext) -> None:
     """A repeated update changes nothing, also when the run has started."""
-    changes: dict[str, Any] = {"prompt": script(say("<new>"), *ctx.gate_steps("h")), "revision": 0}
+    changes: dict[str, Any] = {
+        "prompt": script(say("<new>"), *ctx.gate_steps("h")),
+        "update_id": "u",
+    }
     _, [waiting] = await queue_of(ctx, 1)
     await ctx.client.update_run(waiting.run_id, **changes)
     await expect_unchanged(ctx, waiting, **changes)

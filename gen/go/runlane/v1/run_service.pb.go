@@ -832,7 +832,11 @@ type UpdateRunRequest struct {
 	// the fence of a cancel. Not together with INTERRUPT.
 	Position *QueuePosition `protobuf:"bytes,7,opt,name=position,proto3" json:"position,omitempty"`
 	// Change the run only if this is its revision. Unset: any.
-	Revision      *int64 `protobuf:"varint,8,opt,name=revision,proto3,oneof" json:"revision,omitempty"`
+	Revision *int64 `protobuf:"varint,8,opt,name=revision,proto3,oneof" json:"revision,omitempty"`
+	// The idempotency key of the update, with the same limits as a session id; a run remembers the last
+	// 8. Another update of the run with the same id is refused. Without an id, a repeated request is
+	// applied again while the run waits, unless it names a revision.
+	UpdateId      string `protobuf:"bytes,9,opt,name=update_id,json=updateId,proto3" json:"update_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -921,6 +925,13 @@ func (x *UpdateRunRequest) GetRevision() int64 {
 		return *x.Revision
 	}
 	return 0
+}
+
+func (x *UpdateRunRequest) GetUpdateId() string {
+	if x != nil {
+		return x.UpdateId
+	}
+	return ""
 }
 
 // The changed run.
@@ -2188,7 +2199,7 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\rbefore_run_id\x18\x03 \x01(\tH\x00R\vbeforeRunId\x12\"\n" +
 	"\fafter_run_id\x18\x04 \x01(\tH\x00R\n" +
 	"afterRunIdB\a\n" +
-	"\x05place\"\xd5\x03\n" +
+	"\x05place\"\xf2\x03\n" +
 	"\x10UpdateRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
@@ -2198,7 +2209,8 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\twhen_busy\x18\x05 \x01(\x0e2\x14.runlane.v1.WhenBusyR\bwhenBusy\x12F\n" +
 	"\bmetadata\x18\x06 \x03(\v2*.runlane.v1.UpdateRunRequest.MetadataEntryR\bmetadata\x125\n" +
 	"\bposition\x18\a \x01(\v2\x19.runlane.v1.QueuePositionR\bposition\x12\x1f\n" +
-	"\brevision\x18\b \x01(\x03H\x00R\brevision\x88\x01\x01\x1a;\n" +
+	"\brevision\x18\b \x01(\x03H\x00R\brevision\x88\x01\x01\x12\x1b\n" +
+	"\tupdate_id\x18\t \x01(\tR\bupdateId\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +

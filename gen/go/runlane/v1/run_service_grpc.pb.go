@@ -49,7 +49,8 @@ type RunServiceClient interface {
 	CancelAll(ctx context.Context, in *CancelAllRequest, opts ...grpc.CallOption) (*CancelAllResponse, error)
 	// Edits or moves a waiting run; the change is durable when the call returns. Refused with
 	// ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
-	// A repeated request returns the run and changes nothing, also after the run has started.
+	// A request repeated with its update_id returns the run and changes nothing, also after other
+	// changes and after the run has started.
 	UpdateRun(ctx context.Context, in *UpdateRunRequest, opts ...grpc.CallOption) (*UpdateRunResponse, error)
 	// Streams the terminal event of every matching run, each exactly once and in order. The first
 	// message is a progress mark with the start cursor of the subscription. After a lost connection,
@@ -226,7 +227,8 @@ type RunServiceServer interface {
 	CancelAll(context.Context, *CancelAllRequest) (*CancelAllResponse, error)
 	// Edits or moves a waiting run; the change is durable when the call returns. Refused with
 	// ALREADY_STARTED if the run has left the queue, with EDIT_CONFLICT if its revision is another one.
-	// A repeated request returns the run and changes nothing, also after the run has started.
+	// A request repeated with its update_id returns the run and changes nothing, also after other
+	// changes and after the run has started.
 	UpdateRun(context.Context, *UpdateRunRequest) (*UpdateRunResponse, error)
 	// Streams the terminal event of every matching run, each exactly once and in order. The first
 	// message is a progress mark with the start cursor of the subscription. After a lost connection,

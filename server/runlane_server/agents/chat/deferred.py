@@ -87,7 +87,8 @@ class Waiting:
                 "approvals": sorted(self.approvals),
                 "asked": self.asked,
                 "is_open": sorted(self.is_open),
-            }
+            },
+            ensure_ascii=False,
         )
 
     @classmethod

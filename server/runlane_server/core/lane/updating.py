@@ -7,14 +7,15 @@ from runlane_server.core.lane.cancelling import cancel_active
 from runlane_server.core.lane.edit import Edit
 from runlane_server.core.model import Micros, Updated, WhenBusy
 from runlane_server.core.transition import Lane, LaneRun, Transition
-from runlane_server.core.update import Move, Place, RunEdit, RunUpdate
+from runlane_server.core.update import Move, Place, RunEdit, RunUpdate, is_repeated, remembered
 
 
 def update(lane: Lane, wanted: RunUpdate, *, at: Micros) -> Transition[LaneRun]:
     """Changes a waiting run, and replies with it.
 
     A repeated update changes nothing, also when the run has started. INTERRUPT acts as if the run
-    were accepted now (R27). Raises AlreadyStarted, EditConflict and AnchorNotWaiting.
+    were accepted now (R27). Raises AlreadyStarted, EditConflict, AnchorNotWaiting, and
+    InvalidArgument if another update has the same id.
     """
     run = lane.find(wanted.run_id)
     if run is not None and _is_repeated(run, wanted):
@@ -41,16 +42,7 @@ def update(lane: Lane, wanted: RunUpdate, *, at: Micros) -> Transition[LaneRun]:
 
 
 def _is_repeated(run: LaneRun, wanted: RunUpdate) -> bool:
-    """Whether the last update of the run was this one.
-
-    Without a revision, an update of a run that still waits is applied again: others may have moved
-    since.
-    """
-    if run.last_update != wanted.digest:
-        return False
-    if wanted.revision is None:
-        return bool(run.turn)
-    return run.revision == wanted.revision + 1
+    return is_repeated(wanted, run.last_update, run.revision, has_begun=bool(run.turn))
 
 
 def _index(edit: Edit, run: LaneRun, move: Move) -> int:
@@ -81,14 +73,19 @@ def _put(edit: Edit, run: LaneRun, index: int) -> None:
 
 
 def _change(edit: Edit, run: LaneRun, wanted: RunUpdate) -> None:
-    """Counts the update, if it has an effect, and reports what it edited."""
+    """Counts the update, if it has an effect, and reports what it edited.
+
+    One with an id is remembered also without an effect: its repetition could have one.
+    """
     moved = edit.latest(run)
     when_busy = wanted.when_busy or run.when_busy
     is_edited = wanted.content is not None or when_busy is not run.when_busy
-    if not (is_edited or edit.covered or moved is not run):
+    has_effect = bool(is_edited or edit.covered or moved is not run)
+    if not (has_effect or wanted.update_id):
         return
+    last = remembered(wanted, run.last_update)
     changed = moved._replace(
-        when_busy=when_busy, revision=run.revision + 1, last_update=wanted.digest
+        when_busy=when_busy, revision=run.revision + has_effect, last_update=last
     )
     if is_edited:
         changed = edit.emit(changed, Updated(changed.revision, wanted.excerpt, when_busy))
