@@ -43,11 +43,16 @@ CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 # damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
 PROOFS := \
 	tests/a2a/test_races.py \
+	tests/a2a/test_strangers.py \
 	tests/agents/test_form_checks.py \
 	tests/bench \
+	tests/client/test_cli_trouble.py \
 	tests/client/test_mcp_stdio.py \
 	tests/cluster/test_workers.py \
 	tests/core/test_mutants.py \
+	tests/deploy/test_compose.py \
+	tests/deploy/test_kubernetes.py \
+	tests/deploy/test_systemd.py \
 	tests/e2e/test_acp.py \
 	tests/e2e/test_agent_code.py \
 	tests/e2e/test_agent_processes.py \
@@ -80,10 +85,12 @@ PROOFS := \
 	tests/store/sqlite/test_names.py \
 	tests/store/sqlite/test_planted_rows.py \
 	tests/telemetry/test_scrape.py \
+	tests/testing/test_pytest_plugin.py \
 	tests/web/test_console.py \
 	tests/web/test_console_text.py \
 	tests/webhooks/test_delivery.py \
-	tests/webhooks/test_nodes.py
+	tests/webhooks/test_nodes.py \
+	tests/webhooks/test_shares.py
 
 # Other versions of Python that are installed here.
 PYTHONS ?= $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9].*/bin/python /usr/bin/python3.1[2-9]))
