@@ -56,6 +56,8 @@ async def test_prompts_wait_while_one_streams_and_esc_cancels_the_active_run(
         screen.type(ESC)
         await screen.shows("which was active; fence 2")
         await screen.shows("the second answer")
+        latest = (await client.list_runs("s").page()).items[0]
+        await client.wait_run(latest.run_id)
         runs = [run async for run in client.list_runs("s")]
         assert [run.state for run in runs] == [RunState.COMPLETED, RunState.CANCELLED]
         await screen.shows("cancelled: cancelled in a chat")
