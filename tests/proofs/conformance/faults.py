@@ -583,8 +583,8 @@ OTHERS = (
         (
             Edit(
                 "engine/asking.py",
-                "        if asked.key:\n            return first\n",
-                "        if asked.key:\n            return first._replace(key=str(uuid7()))\n",
+                "self._job.key.tenant)\n        return question\n",
+                "self._job.key.tenant)\n        return question._replace(key=str(uuid7()))\n",
             ),
         ),
         durable=True,

@@ -14,7 +14,7 @@ from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.names import COLUMNS
 from runlane_server.store.sqlite.repair import repair
 from runlane_server.store.sqlite.store import SqliteStore
-from store.planting import BAD, GOOD, play, run_id, view
+from store.planting import BAD, GOOD, fork, play, run_id, view
 from support.asking import DAY, ask, question
 from support.story import TENANT
 
@@ -30,10 +30,12 @@ async def seen(path: Path) -> object:
 
 
 async def with_names(path: Path) -> None:
-    """Two sessions with a row in every table."""
+    """Two sessions with a row in every table, and a fork of the damaged one with its copy."""
     async with SqliteStore(path) as store:
         for session in (GOOD, BAD):
-            await ask(await play(store, session), question(timeout=DAY))
+            story = await play(store, session)
+            await ask(story, question(timeout=DAY))
+        await fork(story, f"{BAD}-fork", 2)
     with closing(sqlite3.connect(path)) as db, db:
         for name in (GOOD, BAD):
             of_run = f"'{TENANT}', '{name}-active'"
@@ -42,6 +44,9 @@ async def with_names(path: Path) -> None:
             gone = f"'{TENANT}', '{name}-gone', '{name}-before', 'f', 1, 1"
             db.execute(f"INSERT INTO deleted_runs VALUES ({gone})")
             db.execute(f"INSERT OR IGNORE INTO tenant_logs VALUES ('t {name}', 0, 0)")
+        of_fork = f"FROM sessions WHERE session_id = '{BAD}-fork'"
+        db.execute(f"INSERT INTO copied_parts SELECT copy_id, '{BAD}-ended', 1, 1, 'x' {of_fork}")
+        db.execute("UPDATE sessions SET stored_bytes = stored_bytes + 1 WHERE copy_id IS NOT NULL")
 
 
 def damage_name(path: Path, table: str, column: str, *, everywhere: bool = False) -> None:

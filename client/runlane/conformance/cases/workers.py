@@ -163,8 +163,9 @@ async def _next_attempt(ctx: CaseContext) -> None:
     await first.emit(1, "first")
     await first.expect_acked(1)
     first.drop()
-    second = await offered(ctx)
     await lose(ctx, handle, 1)
+    # Offered only now: the clock that advances would end the limit for beginning this turn too.
+    second = await offered(ctx)
     turn = await next_turn(second, handle)
     expect("attempt", turn.attempt, 2)
     expect_that("each attempt has a token of its own", true=turn.fence != lost.fence)

@@ -135,8 +135,8 @@ def copied_messages(
 ) -> Generator[Message]:
     """The messages of a fork's copy after a place, up to a limit; none for other sessions."""
     copy = db.execute(SQL["copy_of"], key._asdict()).fetchone()
-    if copy is None:
-        return
+    if copy is None or not isinstance(copy["copy_id"], int):
+        return  # no fork, or a damaged session, whose copy `check` misses
     turn, ordinal = after
     where = {"copy_id": copy["copy_id"], "turn": turn, "ordinal": ordinal, "limit": limit}
     name = "copied_messages"
