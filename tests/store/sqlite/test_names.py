@@ -32,10 +32,10 @@ async def seen(path: Path) -> object:
 async def with_names(path: Path) -> None:
     """Two sessions with a row in every table, and a fork of the damaged one with its copy."""
     async with SqliteStore(path) as store:
-        for session in (GOOD, BAD):
-            story = await play(store, session)
-            await ask(story, question(timeout=DAY))
-        await fork(story, f"{BAD}-fork", 2)
+        await ask(await play(store, GOOD), question(timeout=DAY))
+        bad = await play(store, BAD)
+        await ask(bad, question(timeout=DAY))
+        await fork(bad, f"{BAD}-fork", 2)
     with closing(sqlite3.connect(path)) as db, db:
         for name in (GOOD, BAD):
             of_run = f"'{TENANT}', '{name}-active'"

@@ -138,7 +138,12 @@ def copied_messages(
     if copy is None or not isinstance(copy["copy_id"], int):
         return  # no fork, or a damaged session, whose copy `check` misses
     turn, ordinal = after
-    where = {"copy_id": copy["copy_id"], "turn": turn, "ordinal": ordinal, "limit": limit}
+    where: dict[str, int | str] = {
+        "copy_id": copy["copy_id"],
+        "turn": turn,
+        "ordinal": ordinal,
+        "limit": limit,
+    }
     name = "copied_messages"
     if run_id is not None:
         name = "copied_messages_of_run"
