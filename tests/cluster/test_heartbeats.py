@@ -1,4 +1,4 @@
-"""How often a node tells the others that it is at work."""
+"""The pace of the heartbeats of a node."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ ODD_ENDS: dict[str, tuple[Sequence[object], BaseException, str]] = {
         "AGENT_ERROR",
     ),
 }
-"""What an agent yields and then raises, and the reason of its run."""
+"""The events of an agent, its exception, and the reason of its run."""
 
 
 @pytest.mark.parametrize("name", ODD_ENDS)

@@ -41,7 +41,7 @@ class _AgentAbilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentAbi
     """An active run continues while its node restarts."""
 
 class AgentAbility(_AgentAbility, metaclass=_AgentAbilityEnumTypeWrapper):
-    """Something that the runs of an agent can do. What is not listed they never do."""
+    """Something that the runs of an agent can do. They never do what is not listed."""
 
 AGENT_ABILITY_UNSPECIFIED: AgentAbility.ValueType  # 0
 """No ability."""

@@ -149,7 +149,7 @@ Global___Session: _TypeAlias = Session  # noqa: Y015
 
 @_typing.final
 class SessionOrigin(_message.Message):
-    """What a fork began as: a copy of the transcript of another session."""
+    """The beginning of a fork: a copy of the transcript of another session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

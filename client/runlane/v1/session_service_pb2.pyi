@@ -590,7 +590,7 @@ Global___SubscribeSessionRequest: _TypeAlias = SubscribeSessionRequest  # noqa: 
 
 @_typing.final
 class SubscribeSessionResponse(_message.Message):
-    """What happened in one of the sessions, or a progress mark."""
+    """An event of one of the sessions, or a progress mark."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

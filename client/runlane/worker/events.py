@@ -123,7 +123,7 @@ class AgentError(Exception):
 
 
 def explained(failure: BaseException) -> AgentError:
-    """What the server is told about anything that an agent raised."""
+    """The error that the server gets for an exception of an agent."""
     reason = getattr(failure, "reason", None) or "AGENT_ERROR"
     message = getattr(failure, "message", None)
     if message is None:

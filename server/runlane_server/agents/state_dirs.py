@@ -5,9 +5,10 @@
         home/                   of the agent: HOME and working directory of its programs
     ROOT/.removed/              what is being removed
 
-All have mode 0700. A directory goes with its session: at once if the session is deleted on this
-node, else at the next sweep. Servers of one store may share ROOT. A server with another store uses
-the directories of sessions that it has too, but removes none that it did not create.
+All have mode 0700. The server removes a directory after its session: at once if the session
+is deleted on this node, else at the next sweep. Servers of one store may share ROOT. A server with
+another store uses the directories of sessions that it has too, but removes none that it did not
+create.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class StateDirs:
         for key in await asyncio.to_thread(lambda: list(self._keys())):
             try:
                 gone = not await exists(key)
-            except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be removed
+            except Exception as error:  # noqa: BLE001 - after any error nothing may be removed
                 log.warning("state directories not swept", error=str(error))
                 return
             if gone:

@@ -113,7 +113,7 @@ def is_repeated(
 ) -> bool:
     """Whether a run at a revision has this update already.
 
-    An update with an id is one of those that the run remembers, whatever has changed since. Without
+    An update with an id is one of those that the run remembers, also after later changes. Without
     an id and a revision, it is applied again unless the run has begun its turn. Raises
     InvalidArgument if another update has the same id.
     """
@@ -133,7 +133,7 @@ def is_repeated(
 
 
 def remembered(wanted: RunUpdate, last_update: str) -> str:
-    """What a run remembers after one more update: the latest ones with an id, and the last one."""
+    """The memory of a run after one more update: the latest ones with an id, and the last one."""
     with_id = [entry for entry in last_update.split(",") if ":" in entry]
     mark = _mark(wanted.update_id) if wanted.update_id else ""
     return ",".join([*with_id[1 - REMEMBERED :], mark + wanted.digest])

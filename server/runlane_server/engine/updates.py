@@ -62,8 +62,9 @@ class Updates:
     ) -> Run:
         """Edits and moves a waiting run; returns it once that is durable.
 
-        A repeated patch with the same id returns the run and changes nothing, whatever has changed
-        since; also when the run has started.
+        A repeated patch with the same id returns the run and changes nothing, also after later
+        changes and when the run has started.
+
         `allowed_agents` are those that the caller may use; None: all. Raises PermissionDenied,
         RunMissing, RunNotFound, AlreadyStarted, EditConflict, AnchorNotWaiting, InvalidArgument,
         EmptyPrompt, PromptTooLarge and QuotaExceeded.

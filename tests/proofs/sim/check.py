@@ -179,16 +179,17 @@ def _check_updates(checker: Checker) -> None:
     """R46: an edit that was answered happened once and before the start, one that was refused did
     not; and each run was started with its last edit."""
     for op in checker.history.updates:
-        told = [
+        reported = [
             event.body.revision
             for event in checker.events[op.run_id]
             if isinstance(event.body, Updated) and event.body.prompt_excerpt == op.patch.text
         ]
         if op.patch.text is not None:
-            firsts = len(told) == 1 if op.outcome == OK else len(told) <= (op.outcome == LOST)
+            once = len(reported) == 1
+            firsts = once if op.outcome == OK else len(reported) <= (op.outcome == LOST)
             # Later updates that leave the prompt alone repeat it.
-            later = op.outcome in {OK, LOST} and len(told) > 1
-            require(firsts or later, f"R46: {op.patch} of {op.run_id} is {op.outcome}: {told}")
+            later = op.outcome in {OK, LOST} and len(reported) > 1
+            require(firsts or later, f"R46: {op.patch} of {op.run_id} is {op.outcome}: {reported}")
     for run_id in {op.run_id for op in checker.history.updates}:
         bodies = [event.body for event in checker.events[run_id]]
         edits = [n for n, body in enumerate(bodies) if isinstance(body, Updated)]

@@ -51,8 +51,8 @@ def chat(settings: Settings, when_busy: str, agent: str, as_json: bool, session:
 
     Prompts can be typed while an answer streams; they wait in the queue. Questions of the agent are
     shown whole: y or yes approves, n or no denies; any other line is a prompt. Other answers are
-    typed. What others do in the session is shown too. If the connection is lost, the chat continues
-    when the server is back.
+    typed. Runs of others in the session are shown too. If the connection is lost, the chat
+    continues when the server is back.
 
     \b
     Keys:

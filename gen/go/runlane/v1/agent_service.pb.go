@@ -21,7 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Something that the runs of an agent can do. What is not listed they never do.
+// Something that the runs of an agent can do. They never do what is not listed.
 type AgentAbility int32
 
 const (

@@ -225,7 +225,7 @@ func (x *Session) GetOrigin() *SessionOrigin {
 	return nil
 }
 
-// What a fork began as: a copy of the transcript of another session.
+// The beginning of a fork: a copy of the transcript of another session.
 type SessionOrigin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session that was forked.

@@ -1009,7 +1009,7 @@ func (x *SubscribeSessionRequest) GetWithDeltas() bool {
 	return false
 }
 
-// What happened in one of the sessions, or a progress mark.
+// An event of one of the sessions, or a progress mark.
 type SubscribeSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session; empty in a progress mark.

@@ -1,7 +1,7 @@
 """Asks an endpoint with the API of OpenAI without its SDK, as far as the answer is plain text.
 
 The SDK and pydantic-ai take a quarter of a millisecond for a chunk and four for a request, most of
-it for content that a chat without tools does not have. What is not plain goes to them: the whole
+it for content that a chat without tools does not have. Other content goes to them: the whole
 request, or the answer from its beginning.
 """
 

@@ -1,7 +1,7 @@
 """The programs of one command line: one for each turn, in directories of its own.
 
-`Programs` knows where a program works and what it gets; `Program` is one that runs. What the two
-sides say over its pipes is up to the agent (`command/agent.py`, `acp/agent.py`).
+`Programs` knows where a program works and what it gets; `Program` is one that runs. The agent
+decides what the two sides say over its pipes (`command/agent.py`, `acp/agent.py`).
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ is INPUT_REQUIRED also while it has all answers and waits for a slot; `resume` m
 request belongs to the run, not to the attempt: it stays open, and keeps its answer, when an attempt
 is lost (R44). The end of the run, or a cancel, withdraws open requests (R42).
 
-Where a rule is
----------------
+The modules of the rules
+------------------------
     states      the triggers, and `TABLE`
     edit        a lane while one command changes it: its order, and what is written
     parking     what an attempt leaves behind that does not go on
