@@ -33,7 +33,10 @@ async def test_r31_a_run_is_executed_by_the_agent_it_names(tmp_path: Path) -> No
             ("default", "echo", True, None),
             ("away", "echo", False, 0),
         ]
-        assert [it.ready for it in found] == [True, True, False]
+        # A server listens before its agents have started.
+        async with asyncio.timeout(SECONDS):
+            while [it.ready for it in found] != [True, True, False]:
+                found = await client.list_agents()
         assert [it.can for it in found] == [(), (AgentAbility.FOLD,), (AgentAbility.FOLD,)]
         handle = await client.run_accepted("s", "one", agent="shout", allow_missing=True)
         assert (handle.run.agent, (await handle.completed()).text) == ("shout", "ONE")
