@@ -72,6 +72,13 @@ class ListeningProcess:
         """The text of the log so far."""
         return (self.folder / _LOG).read_text(errors="replace")
 
+    async def logs(self, text: str) -> None:
+        """Waits until the log has the text. Others may notice an event before its line is there."""
+        async with asyncio.timeout(SECONDS):
+            while text not in self.log:
+                assert not self.has_ended or text in self.log, self.log
+                await asyncio.sleep(0.02)
+
     def command(self) -> Sequence[str]:
         """The command that starts the process."""
         return self._command
