@@ -24,6 +24,9 @@ from support.staging import SECONDS
 
 PROGRAM = (sys.executable, "-m", "runlane_server")
 
+START_SECONDS = 2 * SECONDS
+"""Timeout of a start: an agent may import large libraries, on a machine that is busy."""
+
 FREE_PORT = "127.0.0.1:0"
 
 _LISTENING = " listening on "
@@ -94,7 +97,7 @@ class ListeningProcess:
                 env=self._env,
             )
 
-    def wait_until_listening(self, seconds: float = SECONDS) -> None:
+    def wait_until_listening(self, seconds: float = START_SECONDS) -> None:
         """Blocks until the process has printed its address; fails if it prints anything else."""
         stdout = self.process.stdout
         assert stdout is not None
