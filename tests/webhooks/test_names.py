@@ -76,6 +76,9 @@ async def test_r55_a_tenant_whose_names_hang_delays_no_other_tenant(
     names: Names, servers: NameServers
 ) -> None:
     tasks = [asyncio.create_task(names.addresses(f"{n}.hangs", "bad")) for n in range(100)]
+    async with asyncio.timeout(10):
+        while len(servers.asked) < LOOKUPS_OF_TENANT:
+            await asyncio.sleep(0)
     done, hanging = await asyncio.wait(tasks, timeout=0.5)
     assert (len(hanging), len(servers.asked)) == (LOOKUPS_OF_TENANT, LOOKUPS_OF_TENANT)
     assert all(isinstance(task.exception(), NamesBusy) for task in done)
