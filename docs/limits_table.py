@@ -182,6 +182,11 @@ AGENTS = (
         "the run fails with INPUT_LIMIT",
     ),
     (
+        "questions of a tenant per time",
+        "its quota `questions_per_second`",
+        "the question is refused, with INPUT_RATE_LIMITED",
+    ),
+    (
         "question with its arguments or its schema",
         size(questions.MAX_QUESTION_BYTES),
         "the run fails with QUESTION_INVALID",
