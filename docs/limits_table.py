@@ -127,6 +127,12 @@ CALLS = (
         f"further ones wait {names.WAIT_SECONDS:g} s, and again after {attempts.BUSY_SECONDS:g} s",
     ),
     (
+        "the same, of all tenants with a name that took longer than a second to resolve, for a "
+        "minute, and up to an hour if it happens again",
+        f"1; {names.SLOW_RESOLVERS}",
+        "the same",
+    ),
+    (
         "time of a delivery; head and body of an answer",
         f"{sender.TIMEOUT:g} s; {size(sender.MAX_ANSWER)} each",
         "the delivery failed; more of the body is not read",

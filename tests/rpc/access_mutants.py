@@ -124,7 +124,7 @@ REMOVED = (
         "the expiry of a token is not read",
         entries,
         "_token",
-        "expires = _time(table, \"expires\")",
+        'expires = _time(table, "expires")',
         "None",
         "expired",
     ),
