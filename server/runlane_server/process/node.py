@@ -195,7 +195,7 @@ async def serving(
             coordinator.stored.keep_measuring(),
             coordinator.inputs.keep_expiring(),
             keep_node_keys(store.cluster, access_control),
-            *([] if states is None else [states.keep_swept(coordinator.has_session)]),
+            *([] if states is None else [states.keep_swept(coordinator.sessions.exists)]),
         )
         try:
             yield Node(address, node_address, coordinator, endpoint.set_http_health)
