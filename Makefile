@@ -77,6 +77,7 @@ PROOFS := \
 	tests/proofs/fuzz \
 	tests/proofs/lanecheck \
 	tests/proofs/nodes \
+	tests/proofs/sim/test_live_nodes.py \
 	tests/proofs/webhooks \
 	tests/rpc/test_access_mutants.py \
 	tests/store/postgres/test_failover.py \
@@ -157,6 +158,8 @@ check-lane: $(READY) ## Search all interleavings of commands on a lane of RUNS r
 
 sim: $(READY) ## Simulate SEEDS worlds from START on: cancels, crashes, stale lanes; on a virtual clock
 	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $(SEEDS) --start $(START)
+	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $$(($(SEEDS) / 4)) --start $(START) --nodes 2
+	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $$(($(SEEDS) / 4)) --start $(START) --nodes 3
 
 crash: $(READY) ## Kill a server under load, ROUNDS times; SEED repeats a failing round
 	cd tests && ../$(BIN)/python -m proofs.crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
