@@ -97,15 +97,6 @@ class LaneAccess:
             if missed and active and (active.run_id, active.attempt) == job.attempt:
                 return missed
 
-    def admit_questions(self, tenant: str, count: int) -> None:
-        """Counts new questions toward the quota of a tenant. Raises AgentError at its limit."""
-        refusal = self._rate.refusal(tenant, count)
-        if refusal is not None:
-            after = refusal.retry_after or 0.0
-            raise AgentError(
-                f"{refusal.message}; ask again in {after:.1f} s", reason=INPUT_RATE_LIMITED
-            )
-
     def _post(
         self, job: Job, command: Command[Reply], *, is_large: bool = False
     ) -> asyncio.Future[Reply]:
@@ -117,6 +108,15 @@ class LaneAccess:
             return command(lane, at)
 
         return self._lanes.post(job.key, guarded, is_large=is_large)
+
+    def admit_questions(self, tenant: str, count: int) -> None:
+        """Counts new questions toward the quota of a tenant. Raises AgentError at its limit."""
+        refusal = self._rate.refusal(tenant, count)
+        if refusal is not None:
+            after = refusal.retry_after or 0.0
+            raise AgentError(
+                f"{refusal.message}; ask again in {after:.1f} s", reason=INPUT_RATE_LIMITED
+            )
 
     async def ask(
         self,
