@@ -87,6 +87,7 @@ ROOMS: dict[str, set[str]] = {
         "certificate",
         "control",
         "editing",
+        "grants",
         "log_limit",
         "access_file",
         "permissions",
