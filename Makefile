@@ -105,7 +105,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release provenance sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release provenance sbom bench bench-peers check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -235,6 +235,11 @@ sbom: $(BUILD_READY) ## Write the bill of materials of the server, as CycloneDX,
 bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	cd tests && $(abspath $(BIN))/python -m bench.run $(BENCH)
+
+bench-peers: $(READY) ## Measure other services that do the same work; needs npm, and Go for the load
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench-peers]'
+	npm install --silent --no-save --ignore-scripts --prefix .cache/bench/peers @restatedev/restate-server
+	cd tests && $(abspath $(BIN))/python -m bench.run --only a2a --only dbos --only restate $(BENCH)
 
 check: lint types check-proto check-docs site ## Run the linters, the type checkers and the freshness checks, and build the site
 
