@@ -169,7 +169,7 @@ async def test_calls_at_a_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
         run_id = await accept(found, say("x"), wait("go"))
         heard = asyncio.Event()
 
-        async def on_progress(*_: object) -> None:
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
             heard.set()
 
         following = asyncio.create_task(

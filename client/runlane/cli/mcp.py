@@ -62,7 +62,9 @@ MIN_TOKEN = 20
     "Repeatable.",
 )
 @click.pass_obj
-def mcp(settings: Settings, *, allow_answers: bool, max_text: int, http: str, **door: Any) -> None:
+def mcp(
+    settings: Settings, /, *, allow_answers: bool, max_text: int, http: str, **door: Any
+) -> None:
     """Serve MCP on stdin and stdout, or over HTTP: tools that accept, follow, cancel and list runs.
 
     An assistant starts this command; the options before `mcp` name the server and the token, which
@@ -72,7 +74,7 @@ def mcp(settings: Settings, *, allow_answers: bool, max_text: int, http: str, **
     Example of the command in the configuration of an assistant:
       runlane --server runlane.example.org:443 --tls --token-file token mcp
     """
-    options = {"allow_answers": allow_answers, "max_text": max_text}
+    options: dict[str, Any] = {"allow_answers": allow_answers, "max_text": max_text}
     if http:
         _serve_http(settings, http, options, **door)
         return
