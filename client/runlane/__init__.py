@@ -138,7 +138,9 @@ from runlane.webhooks import (
     Webhook,
     WebhookEventKind,
     WebhookFilter,
+    WebhookFormat,
     WebhookHealth,
+    WebhookRun,
     WebhookSecret,
 )
 from runlane.wire import RetryPolicy
@@ -255,8 +257,10 @@ __all__ = [
     "WebhookChanged",
     "WebhookEventKind",
     "WebhookFilter",
+    "WebhookFormat",
     "WebhookHealth",
     "WebhookNotFound",
+    "WebhookRun",
     "WebhookSecret",
     "WhenBusy",
 ]
