@@ -123,8 +123,8 @@ test-fast: $(READY) ## Run the tests that need no server process, in less than a
 test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(filter-out %/attack,$(PROOFS)))
 
-test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
-	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
+test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL; REST=1 leaves out those of the other targets
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(if $(REST),--not-usual) $(TESTS)
 
 test-polyglot: $(READY) ## Test quickstarts, workers and conformance clients in all languages, and the first-steps pages
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)

@@ -132,6 +132,12 @@ CALLS = (
         f"further ones wait {names.WAIT_SECONDS:g} s, and again after {attempts.BUSY_SECONDS:g} s",
     ),
     (
+        "the same, of all tenants with a name that took longer than a second to resolve, for a "
+        "minute, and up to an hour if it happens again",
+        f"1; {names.SLOW_RESOLVERS}",
+        "the same",
+    ),
+    (
         "time of a delivery; head and body of an answer",
         f"{sender.TIMEOUT:g} s; {size(sender.MAX_ANSWER)} each",
         "the delivery failed; more of the body is not read",
@@ -185,6 +191,11 @@ AGENTS = (
         "open input requests of a run; all of them",
         f"{asking.MAX_OPEN_INPUTS}; {asking.MAX_INPUTS:,}",
         "the run fails with INPUT_LIMIT",
+    ),
+    (
+        "questions of a tenant per time",
+        "its quota `questions_per_second`",
+        "the question is refused, with INPUT_RATE_LIMITED",
     ),
     (
         "question with its arguments or its schema",

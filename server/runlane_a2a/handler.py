@@ -30,7 +30,7 @@ from runlane_a2a.history import history_of
 from runlane_a2a.incoming import check_message, read_new_task
 from runlane_a2a.parts import read_parts
 from runlane_a2a.push import create_config, delete_config, get_config, list_configs
-from runlane_a2a.questions import answer_id, find_request, is_repeated, read_answer
+from runlane_a2a.questions import answer_id, as_seen, find_request, is_repeated, read_answer
 from runlane_a2a.settings import Caller, Settings, caller_of
 from runlane_a2a.task_list import list_tasks
 from runlane_a2a.task_view import TaskView, Update
@@ -254,7 +254,9 @@ class Handler(RequestHandler):
         request = await self._open_request(message, caller)
         await _configure_push(params, run.run_id, caller)
         receipt = await caller.calls.answer_input(
-            request, read_answer(message, request), answer_id=answer_id(message, request)
+            as_seen(message, request),
+            read_answer(message, request),
+            answer_id=answer_id(message, request),
         )
         if not receipt.accepted:
             raise refuse(

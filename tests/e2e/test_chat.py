@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -130,8 +129,7 @@ async def test_prompt_for_a_draining_server_waits_and_the_stream_is_not_called_l
         screen.type(typed(script(say("streaming "), *at_latch("one"))))
         await screen.shows("streaming <one>")
         server.send(signal.SIGTERM)
-        while '"draining"' not in server.log:
-            await asyncio.sleep(0)
+        await server.logs('"draining"')
         screen.type(typed("later"))
         await screen.shows("not sent yet: the server is shutting down")
         assert "reconnecting" not in screen.screen

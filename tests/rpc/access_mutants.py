@@ -132,7 +132,7 @@ REMOVED = (
         "the expiry of a token is not read",
         entries,
         "_token",
-        "None if expires is None else expires.timestamp()",
+        'expires = _time(table, "expires")',
         "None",
         "expired",
     ),

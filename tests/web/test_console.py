@@ -646,7 +646,7 @@ async def test_ten_thousand_sessions_are_paged_and_searched(
 ) -> None:
     async with world(chromium, tmp_path, "echo") as here:
         for n in range(10_000):
-            await here.server.coordinator.create_session(f"session-{n:05}", title=f"title {n}")
+            await here.server.coordinator.sessions.create(f"session-{n:05}", title=f"title {n}")
         await here.tab.open()
         rows = here.page.locator("tbody tr")
         await expect(rows).to_have_count(100)

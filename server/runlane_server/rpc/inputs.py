@@ -73,8 +73,11 @@ def list_inputs(
     return wanted, checks.finish_with(lambda: read(wanted))
 
 
-def answer_input(request: pb.AnswerInputRequest) -> Answer:
-    """Returns the answer, with its origin; the engine checks it against the question."""
+def answer_input(request: pb.AnswerInputRequest, *, requires_digest: bool = False) -> Answer:
+    """Returns the answer, with its origin; the engine checks it against the question.
+
+    `requires_digest`: the answer to an approval must name the digest of the question.
+    """
     checks = Checks()
     if not request.input_request_id:
         checks.reject("input_request_id", "is missing")
@@ -87,6 +90,9 @@ def answer_input(request: pb.AnswerInputRequest) -> Answer:
         checks.finish()
     if kind == "approval":
         checks.size("approval.reason", request.approval.reason, MAX_REASON_BYTES)
+        if requires_digest and not request.question_digest:
+            problem = "is missing, and this server requires it; send that of the question shown"
+            checks.reject("question_digest", problem, AnswerInvalid)
     value = checks.finish_with(lambda: _value_of(request))
     return Answer(
         answer_id=request.answer_id,

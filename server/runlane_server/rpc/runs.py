@@ -38,7 +38,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     """Accepts, cancels and follows runs.
 
     A subscription gets a progress mark after `progress_interval` idle seconds. `relay` brings the
-    events of other nodes, if there are any.
+    events of other nodes, if there are any. With `requires_digest` the answer to an approval must
+    name the digest of the question.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         *,
         progress_interval: float,
         relay: Relay | None = None,
+        requires_digest: bool = False,
     ) -> None:
         self._coordinator = coordinator
+        self._requires_digest = requires_digest
         self._relay = relay
         self._store = coordinator.store
         self._feed = coordinator.feed
@@ -316,9 +319,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self, request: pb.AnswerInputRequest, context: Context
     ) -> pb.AnswerInputResponse:
         """Answers an input request (R41)."""
-        given = inputs.answer_input(request)
+        given = inputs.answer_input(request, requires_digest=self._requires_digest)
         found, accepted = await self._coordinator.inputs.answer(
-            tenant(), request.input_request_id, given, kind=inputs.kind_of(request)
+            tenant(),
+            request.input_request_id,
+            given,
+            kind=inputs.kind_of(request),
+            allowed_agents=CALLER.get().agents,
         )
         return pb.AnswerInputResponse(
             input_request=inputs.input_request(found), accepted_this_answer=accepted
