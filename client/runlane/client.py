@@ -40,6 +40,7 @@ from runlane.types import (
     Message,
     Run,
     RunOrder,
+    RunPrompt,
     RunRetryPolicy,
     RunState,
     ServerInfo,
@@ -434,6 +435,15 @@ class Client:
         response = await self._wire.call(self._wire.runs.GetRun, request)
         return convert.run(response.run)
 
+    async def get_prompt(self, run_id: str) -> RunPrompt:
+        """Returns the whole prompt of a run, to be edited with `update_run` while the run waits.
+
+        Pass `revision=prompt.run.revision` there, so that an edit of another caller is not lost.
+        Raises RunNotFound.
+        """
+        request = build(runs_pb.GetRunRequest, run_id=run_id, with_prompt=True)
+        return convert.run_prompt(await self._wire.call(self._wire.runs.GetRun, request))
+
     def list_runs(
         self,
         session_id: str | None = None,
@@ -705,17 +715,24 @@ class Client:
                 raise
 
     def list_messages(
-        self, session_id: str, *, run_id: str | None = None, page_size: int = 0
+        self,
+        session_id: str,
+        *,
+        run_id: str | None = None,
+        latest_turns: int = 0,
+        page_size: int = 0,
     ) -> Pager[Message]:
         """Lists the messages of a session, or of one of its runs, oldest first.
 
-        The iterator joins messages that were split between pages; `page` and `pages` do not.
-        `page_size` as in `list_runs`. The first step may raise SessionNotFound.
+        `latest_turns` limits them to this many turns, 0: all; `page_size` as in `list_runs`. The
+        iterator joins messages that were split between pages; `page` and `pages` do not. The first
+        step may raise SessionNotFound.
         """
         request = build(
             sessions_pb.ListMessagesRequest,
             session_id=session_id,
             run_id=run_id or "",
+            latest_turns=latest_turns,
             page_size=page_size,
         )
 

@@ -56,6 +56,7 @@ from runlane.types import (
     RunComplete,
     RunEvent,
     RunOrder,
+    RunPrompt,
     RunRetryPolicy,
     RunState,
     ServerInfo,
@@ -418,6 +419,14 @@ class Client:
         """Returns a run. Raises RunNotFound."""
         return self._portal.call(self._inner.get_run, run_id)
 
+    def get_prompt(self, run_id: str) -> RunPrompt:
+        """Returns the whole prompt of a run, to be edited with `update_run` while the run waits.
+
+        Pass `revision=prompt.run.revision` there, so that an edit of another caller is not lost.
+        Raises RunNotFound.
+        """
+        return self._portal.call(self._inner.get_prompt, run_id)
+
     def list_runs(
         self,
         session_id: str | None = None,
@@ -635,15 +644,24 @@ class Client:
         self._portal.call(self._inner.delete_session, session_id)
 
     def list_messages(
-        self, session_id: str, *, run_id: str | None = None, page_size: int = 0
+        self,
+        session_id: str,
+        *,
+        run_id: str | None = None,
+        latest_turns: int = 0,
+        page_size: int = 0,
     ) -> Pager[Message]:
         """Lists the messages of a session, or of one of its runs, oldest first.
 
-        The iterator joins messages that were split between pages; `page` and `pages` do not.
-        `page_size` as in `list_runs`. The first step may raise SessionNotFound.
+        `latest_turns` limits them to this many turns, 0: all; `page_size` as in `list_runs`. The
+        iterator joins messages that were split between pages; `page` and `pages` do not. The first
+        step may raise SessionNotFound.
         """
         return Pager(
-            self._portal, self._inner.list_messages(session_id, run_id=run_id, page_size=page_size)
+            self._portal,
+            self._inner.list_messages(
+                session_id, run_id=run_id, latest_turns=latest_turns, page_size=page_size
+            ),
         )
 
     def list_agents(self) -> tuple[AgentInfo, ...]:
