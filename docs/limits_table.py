@@ -113,6 +113,11 @@ CALLS = (
         "CreateWebhook is refused: QUOTA_EXCEEDED",
     ),
     (
+        "webhooks of single runs: of a tenant, of a run",
+        f"{registry.MAX_FOR_RUNS:,}; {registry.MAX_OF_RUN}",
+        "CreateWebhook is refused: QUOTA_EXCEEDED",
+    ),
+    (
         "sessions of a webhook that wait for a retry",
         f"{delivery.MAX_HELD:,}",
         "the webhook reads no further; its events wait in the log",

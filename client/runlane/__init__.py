@@ -139,7 +139,9 @@ from runlane.webhooks import (
     Webhook,
     WebhookEventKind,
     WebhookFilter,
+    WebhookFormat,
     WebhookHealth,
+    WebhookRun,
     WebhookSecret,
 )
 from runlane.wire import RetryPolicy
@@ -257,8 +259,10 @@ __all__ = [
     "WebhookChanged",
     "WebhookEventKind",
     "WebhookFilter",
+    "WebhookFormat",
     "WebhookHealth",
     "WebhookNotFound",
+    "WebhookRun",
     "WebhookSecret",
     "WhenBusy",
 ]

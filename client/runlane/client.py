@@ -52,7 +52,7 @@ from runlane.v1 import agent_service_pb2 as agents_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane.v1 import webhook_service_pb2 as webhooks_pb
-from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
+from runlane.webhooks import Webhook, WebhookFilter, WebhookRun, WebhookSecret
 from runlane.wire import Backoff, RetryPolicy, Wire
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -766,6 +766,7 @@ class Client:
         events: WebhookFilter | None = None,
         full: bool = False,
         enabled: bool = True,
+        run: WebhookRun | None = None,
     ) -> WebhookSecret:
         """Creates a webhook that delivers events from now on; returns it with its secret.
 
@@ -775,6 +776,8 @@ class Client:
             events: The events to deliver; None: all.
             full: Deliver whole events, and not only ids and states.
             enabled: False: events wait until it is enabled.
+            run: The single run whose events it delivers; None: those of all runs. It replaces the
+                webhook of the same name of that run.
 
         The call is not retried: after a lost response the webhook may exist. Raises
         InvalidArgument, QuotaExceeded.
@@ -786,6 +789,7 @@ class Client:
             filter=None if events is None else webhooks.to_filter(events),
             full=full,
             disabled=not enabled,
+            run=None if run is None else webhooks.to_run(run),
         )
         wire = self._wire
         response = await wire.once(
@@ -799,9 +803,12 @@ class Client:
         response = await self._wire.call(self._wire.webhooks.GetWebhook, request)
         return webhooks.webhook(response.webhook)
 
-    def list_webhooks(self, *, page_size: int = 0) -> Pager[Webhook]:
-        """Lists webhooks, most recently created first; `page_size` as in `list_runs`."""
-        request = build(webhooks_pb.ListWebhooksRequest, page_size=page_size)
+    def list_webhooks(self, *, run_id: str = "", page_size: int = 0) -> Pager[Webhook]:
+        """Lists webhooks, most recently created first; `page_size` as in `list_runs`.
+
+        With a `run_id` only those of this run.
+        """
+        request = build(webhooks_pb.ListWebhooksRequest, run_id=run_id, page_size=page_size)
 
         async def fetch(page_token: str) -> Page[Webhook]:
             request.page_token = page_token

@@ -64,7 +64,7 @@ from runlane.types import (
     SessionOrder,
     WhenBusy,
 )
-from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
+from runlane.webhooks import Webhook, WebhookFilter, WebhookRun, WebhookSecret
 from runlane.wire import RetryPolicy
 
 __all__ = ["Client", "Pager", "RunEvents", "RunHandle", "SessionStream", "Subscription"]
@@ -682,6 +682,7 @@ class Client:
         events: WebhookFilter | None = None,
         full: bool = False,
         enabled: bool = True,
+        run: WebhookRun | None = None,
     ) -> WebhookSecret:
         """Creates a webhook that delivers events from now on; returns it with its secret.
 
@@ -691,6 +692,8 @@ class Client:
             events: The events to deliver; None: all.
             full: Deliver whole events, and not only ids and states.
             enabled: False: events wait until it is enabled.
+            run: The single run whose events it delivers; None: those of all runs. It replaces the
+                webhook of the same name of that run.
 
         The call is not retried: after a lost response the webhook may exist. Raises
         InvalidArgument, QuotaExceeded.
@@ -702,15 +705,19 @@ class Client:
             events=events,
             full=full,
             enabled=enabled,
+            run=run,
         )
 
     def get_webhook(self, webhook_id: str) -> Webhook:
         """Returns a webhook with its health. Raises WebhookNotFound."""
         return self._portal.call(self._inner.get_webhook, webhook_id)
 
-    def list_webhooks(self, *, page_size: int = 0) -> Pager[Webhook]:
-        """Lists webhooks, most recently created first; `page_size` as in `list_runs`."""
-        return Pager(self._portal, self._inner.list_webhooks(page_size=page_size))
+    def list_webhooks(self, *, run_id: str = "", page_size: int = 0) -> Pager[Webhook]:
+        """Lists webhooks, most recently created first; `page_size` as in `list_runs`.
+
+        With a `run_id` only those of this run.
+        """
+        return Pager(self._portal, self._inner.list_webhooks(run_id=run_id, page_size=page_size))
 
     def update_webhook(
         self,

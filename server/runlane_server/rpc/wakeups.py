@@ -11,7 +11,9 @@ import asyncio
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVarTuple
+
+Arguments = TypeVarTuple("Arguments")
 
 MAX_BYTES = 1 << 12
 """The most bytes that are read at once."""
@@ -20,11 +22,12 @@ MAX_BYTES = 1 << 12
 class GrpcLoop(asyncio.AbstractEventLoop):
     """A base of event loops that read these bytes at once."""
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> Any:
+    def add_reader(self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
         """Calls back when a file can be read."""
         if isinstance(fd, socket.socket) and is_of_grpc(callback):
-            return super().add_reader(fd, read_all, fd, partial(callback, *args))
-        return super().add_reader(fd, callback, *args)
+            super().add_reader(fd, read_all, fd, partial(callback, *args))
+        else:
+            super().add_reader(fd, callback, *args)
 
 
 def with_wakeups(kind: type[asyncio.AbstractEventLoop]) -> type[GrpcLoop]:

@@ -330,12 +330,14 @@ FROM ended;
 -- Writing: webhooks
 
 -- name: insert_webhook
--- Unless the tenant has as many as it may.
-INSERT INTO webhooks (
+-- Unless the tenant, or the run, has as many as it may. Webhooks of runs count among themselves.
+INSERT OR IGNORE INTO webhooks (
     tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
-    progress
-) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
-WHERE (SELECT count(*) FROM webhooks WHERE tenant = ?) < ?;
+    progress, run_id
+) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+WHERE
+    (SELECT count(*) FROM webhooks WHERE tenant = ? AND (run_id = '') = (? = '')) < ?
+    AND (SELECT count(*) FROM webhooks WHERE tenant = ? AND run_id = ?) < ?;
 
 -- name: update_webhook
 UPDATE webhooks SET
@@ -643,6 +645,10 @@ SELECT * FROM webhooks WHERE tenant = ? AND webhook_id = ?;
 
 -- name: webhooks
 SELECT * FROM webhooks WHERE tenant = :tenant AND webhook_no < :before
+ORDER BY webhook_no DESC LIMIT :limit;
+
+-- name: webhooks_of_run
+SELECT * FROM webhooks WHERE tenant = :tenant AND run_id = :run_id AND webhook_no < :before
 ORDER BY webhook_no DESC LIMIT :limit;
 
 -- name: every_webhook
