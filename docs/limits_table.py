@@ -14,7 +14,7 @@ from generated import between, main
 from runlane_server.access import jwts
 from runlane_server.agents import json_parts, questions
 from runlane_server.config.settings import MAX_PROGRESS_INTERVAL, SETTINGS
-from runlane_server.core import artifact, lane, model
+from runlane_server.core import artifact, lane, limits, model
 from runlane_server.core import input as asking
 from runlane_server.engine import (
     agent_output,
@@ -65,11 +65,13 @@ def size(count: int) -> str:
 
 
 REFUSED = "the call is refused: INVALID_ARGUMENT"
+TOO_LARGE = "the call is refused: PROMPT_TOO_LARGE"
 
 CALLS = (
     ("id of a session or a run", size(checks.MAX_ID_BYTES), REFUSED),
     ("title of a session", size(checks.MAX_TITLE_BYTES), REFUSED),
     ("reason of a cancel", size(checks.MAX_REASON_BYTES), REFUSED),
+    ("prompt and attachments of a run together", size(limits.MAX_INPUT_BYTES), TOO_LARGE),
     ("name or media type of an attachment", size(checks.MAX_NAME_BYTES), REFUSED),
     ("labels of a run or a session", f"{checks.MAX_LABELS}", REFUSED),
     (
@@ -108,6 +110,11 @@ CALLS = (
     (
         "webhooks of a tenant",
         f"{registry.MAX_OF_TENANT}",
+        "CreateWebhook is refused: QUOTA_EXCEEDED",
+    ),
+    (
+        "webhooks of single runs: of a tenant, of a run",
+        f"{registry.MAX_FOR_RUNS:,}; {registry.MAX_OF_RUN}",
         "CreateWebhook is refused: QUOTA_EXCEEDED",
     ),
     (

@@ -195,7 +195,7 @@ def to_request(
         case InputKind.CHOICE, str():
             call.choice = answer
         case InputKind.FORM, Mapping():
-            call.form_json = json.dumps(dict(answer))
+            call.form_json = json.dumps(dict(answer), ensure_ascii=False)
         case InputKind.TEXT, str():
             call.text = answer
         case kind, _:

@@ -241,9 +241,7 @@ class Executor:
     def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
         """Continues an attempt that another process began, once its worker has reconnected."""
         if self.has_agent(key, run):
-            # It was here before, and has continued on another node since: what this node knows of
-            # it is out of date.
-            self._runners[key].hand_over()
+            self._runners[key].supersede()
         if self._hosts(run) and not self.is_draining:
             self._start_attempt(key, run, None, is_resumed=True)
         else:
@@ -428,7 +426,7 @@ class Executor:
             self.lanes.reload(job.key)
         else:
             # Other nodes take this one for dead, and so recover the run.
-            self.lanes.slots.release(job.key)
+            self.lanes.leave(job.key)
 
     def _on_ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         if not runner.is_settled and self._store.failed is None:

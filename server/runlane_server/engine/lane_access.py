@@ -16,6 +16,7 @@ from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     EventBody,
     FinishReason,
+    Micros,
     Reasoning,
     RunError,
     SessionKey,
@@ -25,10 +26,11 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.observer import Observer
-from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.transition import Lane, LaneRun, Outcome, Transition
 from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
+from runlane_server.engine.mailbox import Command, Reply
 from runlane_server.engine.standing_approvals import StandingApprovals
 from runlane_server.store.base import Store
 from runlane_server.store.retry import retry_read
@@ -79,8 +81,8 @@ class LaneAccess:
         """
         while True:
             try:
-                return await self._lanes.post(
-                    job.key,
+                return await self._post(
+                    job,
                     lambda lane, at: rules.drain_for_step(
                         lane, *job.attempt, at=at, events=events, host=job.run.host
                     ),
@@ -94,6 +96,18 @@ class LaneAccess:
             active = lane.active
             if missed and active and (active.run_id, active.attempt) == job.attempt:
                 return missed
+
+    def _post(
+        self, job: Job, command: Command[Reply], *, is_large: bool = False
+    ) -> asyncio.Future[Reply]:
+        """Posts a command of the supervisor of an attempt, which must not have lost it since."""
+
+        def guarded(lane: Lane, at: Micros) -> Transition[Reply]:
+            if job.hold.is_over:
+                raise IllegalCommand("another supervisor has the attempt")
+            return command(lane, at)
+
+        return self._lanes.post(job.key, guarded, is_large=is_large)
 
     def admit_questions(self, tenant: str, count: int) -> None:
         """Counts new questions toward the quota of a tenant. Raises AgentError at its limit."""
@@ -119,8 +133,8 @@ class LaneAccess:
         """Asks people; replies as `core.lane.ask` does. Raises StoreUnavailable and InputLimit."""
         if park is not None:
             self._observer.on_agent_returned(job.run_key)
-        names = await self._lanes.post(
-            job.key,
+        names = await self._post(
+            job,
             lambda lane, at: rules.ask(
                 lane,
                 *job.attempt,
@@ -143,8 +157,8 @@ class LaneAccess:
         `cancelled` is the reason of the cancel that its agent was stopped for.
         """
         self._observer.on_agent_returned(job.run_key)
-        complete = await self._lanes.post(
-            job.key,
+        complete = await self._post(
+            job,
             lambda lane, at: rules.finish(
                 lane,
                 *job.attempt,
@@ -196,8 +210,8 @@ class LaneAccess:
         """Hands the run over because this node or its worker stops: it is retried, or ends
         INTERRUPTED."""
         self._observer.on_agent_returned(job.run_key)
-        await self._lanes.post(
-            job.key,
+        await self._post(
+            job,
             lambda lane, at: rules.hand_over(
                 lane,
                 *job.attempt,

@@ -36,6 +36,10 @@ STATES: Mapping[InputState, input_pb2.InputState.ValueType] = MappingProxyType(
     }
 )
 
+ESCAPED = 6
+"""Most bytes that a byte of JSON takes if its sender escapes it. The limit of an answer applies to
+what is stored, without escapes; this one keeps the server from parsing more than could fit."""
+
 _STATES_FROM: Mapping[int, InputState] = {wire: state for state, wire in STATES.items()}
 
 MAX_DIGEST_BYTES = 64
@@ -124,8 +128,8 @@ def _value_of(request: pb.AnswerInputRequest) -> Any:
 
 
 def _object(field: str, text: str) -> Any:
-    if len(text) > MAX_ANSWER_BYTES:
-        raise AnswerInvalid.of(field, f"has more than {MAX_ANSWER_BYTES} bytes")
+    if len(text) > ESCAPED * MAX_ANSWER_BYTES:
+        raise AnswerInvalid.of(field, f"has more than {ESCAPED * MAX_ANSWER_BYTES} bytes")
     try:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):

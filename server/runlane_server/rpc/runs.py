@@ -261,10 +261,15 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     # --- Look up --------------------------------------------------------------------------------
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        """Returns a run."""
+        """Returns a run, with its prompt on request."""
         validate.get_run(request)
-        run = await self._coordinator.get_run(request.run_id, tenant=tenant())
-        return pb.GetRunResponse(run=convert.run(run))
+        if not request.with_prompt:
+            run = await self._coordinator.get_run(request.run_id, tenant=tenant())
+            return pb.GetRunResponse(run=convert.run(run))
+        run, prompt = await self._coordinator.updates.read(tenant(), request.run_id)
+        return pb.GetRunResponse(
+            run=convert.run(run.without_text), prompt=convert.run_prompt(prompt)
+        )
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """Lists runs."""
