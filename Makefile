@@ -84,6 +84,7 @@ PROOFS := \
 	tests/proofs/fuzz \
 	tests/proofs/lanecheck \
 	tests/proofs/nodes \
+	tests/proofs/sim/test_live_nodes.py \
 	tests/proofs/webhooks \
 	tests/rpc/test_access_mutants.py \
 	tests/store/postgres/test_failover.py \
@@ -111,7 +112,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image test-kubernetes test-monitoring release provenance sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image test-kubernetes test-monitoring release provenance sbom bench bench-peers check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -130,8 +131,8 @@ test-fast: $(READY) ## Run the tests that need no server process, in less than a
 test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(filter-out %/attack,$(PROOFS)))
 
-test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
-	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
+test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL; REST=1 leaves out those of the other targets
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(if $(REST),--not-usual) $(TESTS)
 
 test-polyglot: $(READY) ## Test quickstarts, workers and conformance clients in all languages, and the first-steps pages
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
@@ -164,6 +165,8 @@ check-lane: $(READY) ## Search all interleavings of commands on a lane of RUNS r
 
 sim: $(READY) ## Simulate SEEDS worlds from START on: cancels, crashes, stale lanes; on a virtual clock
 	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $(SEEDS) --start $(START)
+	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $$(($(SEEDS) / 4)) --start $(START) --nodes 2
+	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $$(($(SEEDS) / 4)) --start $(START) --nodes 3
 
 crash: $(READY) ## Kill a server under load, ROUNDS times; SEED repeats a failing round
 	cd tests && ../$(BIN)/python -m proofs.crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
@@ -245,6 +248,11 @@ sbom: $(BUILD_READY) ## Write the bill of materials of the server, as CycloneDX,
 bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	cd tests && $(abspath $(BIN))/python -m bench.run $(BENCH)
+
+bench-peers: $(READY) ## Measure other services that do the same work; needs npm, and Go for the load
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench-peers]'
+	npm install --silent --no-save --ignore-scripts --prefix .cache/bench/peers @restatedev/restate-server
+	cd tests && $(abspath $(BIN))/python -m bench.run --only a2a --only dbos --only restate $(BENCH)
 
 check: lint types check-proto check-docs site ## Run the linters, the type checkers and the freshness checks, and build the site
 

@@ -118,6 +118,7 @@ from runlane.types import (
     RunError,
     RunEvent,
     RunOrder,
+    RunPrompt,
     RunRetryPolicy,
     RunState,
     ServerInfo,
@@ -138,7 +139,9 @@ from runlane.webhooks import (
     Webhook,
     WebhookEventKind,
     WebhookFilter,
+    WebhookFormat,
     WebhookHealth,
+    WebhookRun,
     WebhookSecret,
 )
 from runlane.wire import RetryPolicy
@@ -218,6 +221,7 @@ __all__ = [
     "RunMissing",
     "RunNotFound",
     "RunOrder",
+    "RunPrompt",
     "RunRetryPolicy",
     "RunState",
     "RunlaneError",
@@ -255,8 +259,10 @@ __all__ = [
     "WebhookChanged",
     "WebhookEventKind",
     "WebhookFilter",
+    "WebhookFormat",
     "WebhookHealth",
     "WebhookNotFound",
+    "WebhookRun",
     "WebhookSecret",
     "WhenBusy",
 ]

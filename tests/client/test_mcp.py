@@ -28,7 +28,7 @@ from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import resumable
 from runlane_server.testing import LocalServer
 from support.assistant import accept, call, connected, refused
-from support.staging import say, script, wait
+from support.staging import SECONDS, say, script, wait
 
 ANSWER = "\u202eHello \x1b[2Jthere"
 """A text that a terminal would reorder and execute."""
@@ -87,16 +87,26 @@ async def test_labels_and_titles_of_others_are_visible(server: LocalServer) -> N
         assert session["metadata"] == {SHOWN: SHOWN}
 
 
+async def follow_until(assistant: Assistant, text: str, **run: Any) -> dict[str, Any]:
+    """Follows a run for a moment, again and again until it has said the text."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            part = await call(assistant, "follow_run", **run, timeout_seconds=0.2)
+            if part["text"] == text:
+                return part
+            assert not part["ended"]
+
+
 async def test_a_follow_that_is_not_over_says_where_it_goes_on(server: LocalServer) -> None:
     async with connected(server) as assistant:
         run_id = await accept(assistant, say("one "), wait("go"), say("two"), wait("end"))
         await server.gates.reached("go")
-        part = await call(assistant, "follow_run", run_id=run_id, timeout_seconds=0.2)
+        part = await follow_until(assistant, "one ", run_id=run_id)
         assert (part["ended"], part["text"], part["run"]["state"]) == (False, "one ", "active")
         server.gates.open("go")
         await server.gates.reached("end")
         more = {"run_id": run_id, "after_index": part["last_event_index"]}
-        part = await call(assistant, "follow_run", **more, timeout_seconds=0.2)
+        part = await follow_until(assistant, "two", **more)
         assert (part["ended"], part["text"], part["text_length"]) == (False, "two", 3)
         server.gates.open("end")
         rest = await call(assistant, "follow_run", **more)

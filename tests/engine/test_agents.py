@@ -93,7 +93,7 @@ async def test_r31_without_an_agent_called_default_the_first_one_is_the_default(
 
 async def test_r31_the_agent_of_the_session_comes_before_the_default(store: Store) -> None:
     async with running(store, agent=table(Named("default"), Named("b"), Named("c"))) as node:
-        session = await node.coordinator.create_session("s", agent="b")
+        session = await node.coordinator.sessions.create("s", agent="b")
         assert session.agent == "b"
         assert await answer(node, "s") == "b"
         assert await answer(node, "s", "c") == "c"
@@ -109,7 +109,7 @@ async def test_r31_an_unknown_agent_is_refused_and_nothing_is_stored(store: Stor
         assert await node.coordinator.wait_idle(SECONDS)
         assert not node.coordinator.is_busy()
         with pytest.raises(AgentNotFound):
-            await node.coordinator.create_session("t", agent="b")
+            await node.coordinator.sessions.create("t", agent="b")
         assert await node.coordinator.store.get_session(_key("t")) is None
         # The id of the refused run is free.
         assert (await node.accept("s", "x", run_id="r")).run.agent == "a"
@@ -117,7 +117,7 @@ async def test_r31_an_unknown_agent_is_refused_and_nothing_is_stored(store: Stor
 
 async def test_r31_the_agent_of_a_session_may_be_gone(store: Store) -> None:
     async with running(store, agent=table(Named("a"), Named("b"))) as node:
-        await node.coordinator.create_session("s", agent="b")
+        await node.coordinator.sessions.create("s", agent="b")
     async with running(store, agent=table(Named("a"))) as node:
         with pytest.raises(AgentNotFound, match="no agent 'b'"):
             await node.accept("s", "x")
@@ -135,7 +135,7 @@ async def test_r31_the_agent_is_part_of_what_a_repeated_request_is_compared_with
         for other in ("a", ""):
             with pytest.raises(RunIdConflict):
                 await node.accept("s", "x", run_id="r", agent=other)
-        await node.coordinator.delete_session("s")
+        await node.coordinator.sessions.delete("s")
         with pytest.raises(RunDeleted):
             await node.accept("s", "x", run_id="r", agent="b")
         with pytest.raises(RunIdConflict):
@@ -144,7 +144,7 @@ async def test_r31_the_agent_is_part_of_what_a_repeated_request_is_compared_with
 
 async def test_r31_a_caller_may_use_only_the_agents_of_its_own(store: Store) -> None:
     async with running(store, agent=table(Named("a"), Named("b"))) as node:
-        await node.coordinator.create_session("of-b", agent="b")
+        await node.coordinator.sessions.create("of-b", agent="b")
 
         async def accept(session_id: str, agent: str) -> str:
             with node.coordinator.begin_accepted(session_id) as accepted:
@@ -162,21 +162,21 @@ async def test_r31_a_caller_may_use_only_the_agents_of_its_own(store: Store) -> 
             with pytest.raises(PermissionDenied, match="may not use the agent"):
                 await accept(session_id, agent)
         with pytest.raises(PermissionDenied):
-            await node.coordinator.create_session("t", agent="b", allowed_agents=frozenset("a"))
+            await node.coordinator.sessions.create("t", agent="b", allowed_agents=frozenset("a"))
 
 
 async def test_r31_a_session_gets_another_agent_while_its_lane_is_in_memory(store: Store) -> None:
     async with running(store, agent=table(Named("a"), Named("b"))) as node:
-        await node.coordinator.create_session("s", agent="a")
+        await node.coordinator.sessions.create("s", agent="a")
         assert await answer(node, "s") == "a"
 
         async def accept(agent: str, *, reserved: bool) -> str:
             change = SessionChange(agent=agent)
             if not reserved:
-                await node.coordinator.update_session("s", change)
+                await node.coordinator.sessions.update("s", change)
             with node.coordinator.begin_accepted("s") as accepted:
                 if reserved:  # the lane stays in its mailbox
-                    await node.coordinator.update_session("s", change)
+                    await node.coordinator.sessions.update("s", change)
                 acceptance = await node.coordinator.run_accepted(
                     accepted,
                     RunRequest(accepted.run_id, Prompt("x")),
@@ -189,15 +189,15 @@ async def test_r31_a_session_gets_another_agent_while_its_lane_is_in_memory(stor
         # A lane from before the change would be refused: the caller may not use its agent.
         assert await accept("b", reserved=True) == "b"
         assert await accept("a", reserved=False) == "a"
-        await node.coordinator.update_session("s", SessionChange(agent="b"))
+        await node.coordinator.sessions.update("s", SessionChange(agent="b"))
         assert await answer(node, "s") == "b"
 
 
 async def test_r31_a_caller_gives_a_session_only_an_agent_of_its_own(store: Store) -> None:
     async with running(store, agent=table(Named("a"), Named("b"))) as node:
-        await node.coordinator.create_session("s", agent="a")
+        await node.coordinator.sessions.create("s", agent="a")
         with pytest.raises(PermissionDenied, match="may not use the agent"):
-            await node.coordinator.update_session(
+            await node.coordinator.sessions.update(
                 "s", SessionChange(title="new", agent="b"), allowed_agents=frozenset({"a"})
             )
         session = await store.get_session(SessionKey(DEFAULT_TENANT, "s"))

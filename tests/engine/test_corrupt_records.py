@@ -76,10 +76,10 @@ async def test_r21_damaged_lane_stops_only_its_session_and_can_be_deleted(
         page = await node.coordinator.cancel_page(after="", max_runs=9)
         assert page == CancelledPage(receipts, "")
 
-        await node.coordinator.delete_session("bad")
+        await node.coordinator.sessions.delete("bad")
         assert await _ends(node, "bad") == {"bad-active": 1, "bad-waiting": 1}
         with pytest.raises(SessionNotFound):
-            await node.coordinator.delete_session("bad")
+            await node.coordinator.sessions.delete("bad")
         with pytest.raises(RunNotFound):
             await node.coordinator.get_run("bad-active")
         await node.accept("bad", "again", run_id="fresh")
@@ -104,7 +104,7 @@ async def test_r21_active_run_of_a_damaged_lane_gives_its_slot_back(
             node.latches.open("g")
         # There is one slot, which the run had.
         assert (await node.end(waiting.run_id)).state is RunState.COMPLETED
-        await node.coordinator.delete_session("bad")
+        await node.coordinator.sessions.delete("bad")
         assert await _ends(node, "bad") == {"r": 1}
         again = await node.queue("bad", "x")
         assert (await node.end(again.run_id)).state is RunState.COMPLETED

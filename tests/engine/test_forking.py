@@ -60,7 +60,7 @@ async def test_fork_of_a_busy_session_ends_with_the_last_finished_turn(store: St
             await ran(node, "s", text)
         await node.start_blocked("s", "latch")
         await node.queue("s", "waits")
-        made = await node.coordinator.fork_session("s", "fork")
+        made = await node.coordinator.sessions.fork("s", "fork")
         assert (made.origin, made.busy) == (Origin("s", 2), False)
         lines = await node.lines("fork")
         assert [line for line in lines if line.startswith("assistant")] == [
@@ -68,11 +68,11 @@ async def test_fork_of_a_busy_session_ends_with_the_last_finished_turn(store: St
             "assistant: two [stop]",
         ]
         with pytest.raises(TurnNotFinished):
-            await node.coordinator.fork_session("s", "no", at_turn=3)
+            await node.coordinator.sessions.fork("s", "no", at_turn=3)
         with pytest.raises(TurnNotFound):
-            await node.coordinator.fork_session("s", "no", at_turn=4)
+            await node.coordinator.sessions.fork("s", "no", at_turn=4)
         with pytest.raises(SessionNotFound):
-            await node.coordinator.fork_session("nobody", "no")
+            await node.coordinator.sessions.fork("nobody", "no")
         assert await store.get_session(SessionKey(DEFAULT_TENANT, "no")) is None
         # It runs while the source waits.
         assert await ran(node, "fork", "three") == "three"
@@ -82,20 +82,20 @@ async def test_fork_of_a_busy_session_ends_with_the_last_finished_turn(store: St
 async def test_repeated_fork_returns_the_first_one(store: Store) -> None:
     async with running(store) as node:
         await ran(node, "s")
-        made = await node.coordinator.fork_session("s", "fork")
+        made = await node.coordinator.sessions.fork("s", "fork")
         await ran(node, "s")
         await ran(node, "fork")
         for turn in (0, 1):
-            again = await node.coordinator.fork_session("s", "fork", at_turn=turn)
+            again = await node.coordinator.sessions.fork("s", "fork", at_turn=turn)
             assert (again.origin, again.created_at) == (Origin("s", 1), made.created_at)
         with pytest.raises(SessionExists):
-            await node.coordinator.fork_session("s", "fork", at_turn=2)
+            await node.coordinator.sessions.fork("s", "fork", at_turn=2)
         with pytest.raises(SessionExists):
-            await node.coordinator.fork_session("fork", "s")
-        await node.coordinator.delete_session("s")
+            await node.coordinator.sessions.fork("fork", "s")
+        await node.coordinator.sessions.delete("s")
         # Also after the source was deleted: the answer to the first call may have been lost.
-        assert (await node.coordinator.fork_session("s", "fork")).origin == Origin("s", 1)
-        names = {(await node.coordinator.fork_session("fork")).session_id for _ in range(2)}
+        assert (await node.coordinator.sessions.fork("s", "fork")).origin == Origin("s", 1)
+        names = {(await node.coordinator.sessions.fork("fork")).session_id for _ in range(2)}
         assert len(names) == 2
 
 
@@ -113,7 +113,7 @@ async def test_forks_at_the_same_time_make_one_session(
     monkeypatch.setattr(store, "fork_session", fork_session)
     async with running(store) as node:
         await ran(node, "s")
-        fork = node.coordinator.fork_session
+        fork = node.coordinator.sessions.fork
         calls = [asyncio.create_task(fork("s", "fork")) for _ in range(5)]
         # Another request for the same outcome has a copy of its own, which is then not needed.
         calls.append(asyncio.create_task(fork("s", "fork", at_turn=1)))
@@ -156,10 +156,10 @@ async def test_few_copies_are_made_at_a_time_and_tenants_take_turns(
     monkeypatch.setattr(store, "fork_session", fork_session)
     async with running(store) as node:
         for tenant in ("busy", "other"):
-            await node.coordinator.create_session("s", tenant=tenant)
+            await node.coordinator.sessions.create("s", tenant=tenant)
         calls = []
         for tenant, name in [*(("busy", str(n)) for n in range(8)), ("other", "mine")]:
-            fork = node.coordinator.fork_session("s", name, tenant=tenant)
+            fork = node.coordinator.sessions.fork("s", name, tenant=tenant)
             calls.append(asyncio.create_task(fork))
             while len(planned) < len(calls):
                 await asyncio.sleep(0)
@@ -198,7 +198,7 @@ async def test_copies_at_work_count_towards_the_quota_unless_they_fail(
             patched.setattr(store, "fork_session", fork_session)
             calls = []
             for number in range(6):
-                fork = node.coordinator.fork_session("s", f"f{number}")
+                fork = node.coordinator.sessions.fork("s", f"f{number}")
                 calls.append(asyncio.create_task(fork))
                 while len(planned) < len(calls) and not calls[-1].done():
                     await asyncio.sleep(0)
@@ -209,9 +209,9 @@ async def test_copies_at_work_count_towards_the_quota_unless_they_fail(
         assert [type(it) for it in made] == [expected] * 3 + [QuotaExceeded] * 3
         assert await store.stored_bytes(DEFAULT_TENANT) < limit
         for number in range(3 if fails else 0):
-            await node.coordinator.fork_session("s", f"g{number}")
+            await node.coordinator.sessions.fork("s", f"g{number}")
         with pytest.raises(QuotaExceeded):
-            await node.coordinator.fork_session("s", "more")
+            await node.coordinator.sessions.fork("s", "more")
 
 
 async def test_copy_goes_on_without_its_caller(
@@ -227,12 +227,12 @@ async def test_copy_goes_on_without_its_caller(
     monkeypatch.setattr(store, "fork_session", fork_session)
     async with running(store) as node:
         await ran(node, "s")
-        call = asyncio.create_task(node.coordinator.fork_session("s", "fork"))
+        call = asyncio.create_task(node.coordinator.sessions.fork("s", "fork"))
         await began.wait()
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         may_finish.set()
-        assert (await node.coordinator.fork_session("s", "fork")).origin == Origin("s", 1)
+        assert (await node.coordinator.sessions.fork("s", "fork")).origin == Origin("s", 1)
 
 
 async def test_source_deleted_during_the_copy_is_not_found(
@@ -241,14 +241,14 @@ async def test_source_deleted_during_the_copy_is_not_found(
     whole = store.fork_session
 
     async def fork_session(plan: CopyPlan, session: NewSession) -> None:
-        await node.coordinator.delete_session("s")
+        await node.coordinator.sessions.delete("s")
         await whole(plan, session)
 
     monkeypatch.setattr(store, "fork_session", fork_session)
     async with running(store) as node:
         await ran(node, "s")
         with pytest.raises(SessionNotFound):
-            await node.coordinator.fork_session("s", "fork")
+            await node.coordinator.sessions.fork("s", "fork")
         assert await store.get_session(SessionKey(DEFAULT_TENANT, "fork")) is None
 
 
@@ -260,7 +260,7 @@ async def test_source_replaced_while_it_is_read_is_not_found(
 
     async def replaced(*args: Any) -> Any:
         monkeypatch.setattr(store, before, read)
-        await node.coordinator.delete_session("s")
+        await node.coordinator.sessions.delete("s")
         await ran(node, "s", "another")
         return await read(*args)
 
@@ -269,24 +269,24 @@ async def test_source_replaced_while_it_is_read_is_not_found(
             await ran(node, "s")
         monkeypatch.setattr(store, before, replaced)
         with pytest.raises(SessionNotFound):
-            await node.coordinator.fork_session("s", "fork")
+            await node.coordinator.sessions.fork("s", "fork")
         assert await store.get_session(SessionKey(DEFAULT_TENANT, "fork")) is None
-        assert (await node.coordinator.fork_session("s", "fork")).origin == Origin("s", 1)
+        assert (await node.coordinator.sessions.fork("s", "fork")).origin == Origin("s", 1)
 
 
 async def test_agents_learn_the_origin_with_every_turn_of_a_fork(store: Store) -> None:
     async with running(store, agent=REMEMBERING) as node:
         assert [await ran(node, "s") for _ in range(2)] == ["none 0", "none 2"]
-        await node.coordinator.fork_session("s", "fork", at_turn=1)
+        await node.coordinator.sessions.fork("s", "fork", at_turn=1)
         assert [await ran(node, "fork") for _ in range(2)] == ["s 1 2", "s 1 4"]
-        await node.coordinator.fork_session("fork", "further")
+        await node.coordinator.sessions.fork("fork", "further")
         assert await ran(node, "further") == "fork 3 6"
 
 
 async def test_fork_keeps_the_agent_if_the_caller_may_use_it(store: Store) -> None:
     async with running(store, agent=REMEMBERING) as node:
-        fork = node.coordinator.fork_session
-        await node.coordinator.create_session("s", agent="b", title="t", metadata={"k": "v"})
+        fork = node.coordinator.sessions.fork
+        await node.coordinator.sessions.create("s", agent="b", title="t", metadata={"k": "v"})
         made = await fork("s", "fork", allowed_agents=frozenset({"b"}))
         assert (made.agent, made.title, made.metadata) == ("b", "t", {"k": "v"})
         assert made.origin == Origin("s", 0)

@@ -58,7 +58,7 @@ async def test_a_session_that_was_deleted_leaves_nothing_to_the_next_of_its_name
     async with running(store, agent=keeper) as node:
         assert await text(node, "a") == "a"
         assert await text(node, "b") == "a,b"
-        await node.coordinator.delete_session("s")
+        await node.coordinator.sessions.delete("s")
         assert keeper.deleted == [KEY]
         assert await text(node, "c") == "c"
 
@@ -67,12 +67,12 @@ async def test_a_session_that_is_not_deleted_is_kept(store: Store) -> None:
     keeper = Keeper()
     async with running(store, agent=keeper) as node:
         with pytest.raises(SessionNotFound):
-            await node.coordinator.delete_session("s")
+            await node.coordinator.sessions.delete("s")
         with (
             node.coordinator.begin_accepted("s", ""),
             pytest.raises((SessionBusy, SessionNotFound)),
         ):
-            await node.coordinator.delete_session("s")
+            await node.coordinator.sessions.delete("s")
         assert keeper.deleted == []
 
 
@@ -81,6 +81,6 @@ async def test_every_agent_is_called_and_a_failure_of_one_stops_nothing(store: S
     table = AgentTable([DeclaredAgent("bad", bad), DeclaredAgent("good", good, slots=0)])
     async with running(store, agent=table) as node:
         await text(node, "a")
-        await node.coordinator.delete_session("s")
+        await node.coordinator.sessions.delete("s")
         assert (bad.deleted, good.deleted) == ([KEY], [KEY])
         assert await text(node, "b") == "a,b"

@@ -126,18 +126,18 @@ async def test_a_draining_node_refuses_new_runs_and_finishes_active_ones(store: 
 
 
 async def test_a_session_is_created_once_and_deleted_only_when_idle(node: Node) -> None:
-    created = await node.coordinator.create_session("s", title="t", metadata={"k": "v"})
+    created = await node.coordinator.sessions.create("s", title="t", metadata={"k": "v"})
     assert await node.store.get_session(SessionKey("default", "s")) == created
     with pytest.raises(SessionExists):
-        await node.coordinator.create_session("s")
+        await node.coordinator.sessions.create("s")
     run = await node.start_blocked("s", "g")
     with pytest.raises(SessionBusy):
-        await node.coordinator.delete_session("s")
+        await node.coordinator.sessions.delete("s")
     node.latches.open("g")
     await node.end(run.run_id)
-    await node.coordinator.delete_session("s")
+    await node.coordinator.sessions.delete("s")
     for gone in (
-        node.coordinator.delete_session("s"),
+        node.coordinator.sessions.delete("s"),
         node.coordinator.cancel("s"),
         node.accept("s", "x", allow_missing=False),
     ):

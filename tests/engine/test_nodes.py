@@ -410,7 +410,7 @@ async def test_r21_a_damaged_lane_does_not_keep_nodes_from_recovering_other_runs
                 assert (await b.end("good")).state is S.COMPLETED
             with pytest.raises(CorruptRecord, match="bad"):
                 await b.queue("bad", "more")
-            await b.coordinator.delete_session("bad")
+            await b.coordinator.sessions.delete("bad")
             ends = [it for it in await b.completes() if it.session_id == "bad"]
             assert sorted(it.run_id for it in ends) == ["bad", "behind"]
             assert {it.error and it.error.reason for it in ends} == {"CORRUPT_RECORD"}

@@ -70,5 +70,5 @@ async def test_a_large_waiting_prompt_is_not_cached() -> None:
 async def test_a_deleted_session_is_not_cached() -> None:
     async with Counting() as store, running(store) as node:
         await node.coordinator.run("s", Prompt("a"))
-        await node.coordinator.delete_session("s")
+        await node.coordinator.sessions.delete("s")
         assert (await node.coordinator.run("s", Prompt("b"))).accept_seq == 1

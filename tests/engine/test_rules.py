@@ -97,9 +97,9 @@ async def test_r03_a_run_id_is_not_executed_again_after_its_session_was_deleted(
 ) -> None:
     await node.accept("s", script(say("charged")), run_id="r")
     await node.end("r")
-    await node.coordinator.delete_session("s")
+    await node.coordinator.sessions.delete("s")
     if recreated:
-        await node.coordinator.create_session("s")
+        await node.coordinator.sessions.create("s")
     for _ in range(2):
         with pytest.raises(RunDeleted, match="use a new run id"):
             await node.accept("s", script(say("charged")), run_id="r", allow_missing=allow_missing)
@@ -339,7 +339,7 @@ async def test_r11_a_run_accepted_after_a_cancel_is_not_touched(node: Node) -> N
 
 
 async def test_r12_cancel_of_an_idle_session_records_nothing(node: Node) -> None:
-    await node.coordinator.create_session("s")
+    await node.coordinator.sessions.create("s")
     receipt = await node.coordinator.cancel("s")
     assert (receipt.cancelled, receipt.fence_accept_seq) == ((), 0)
     assert (await node.coordinator.run("s", Prompt("hello"))).state is S.COMPLETED

@@ -188,7 +188,7 @@ async def test_follower_of_a_deleted_run_gets_its_end_with_its_number(node: Node
     everything = await follow(node, run.run_id)
     # It has read the first event only when the session is deleted.
     follower = node.feed.follow(RunKey(TENANT, run.run_id), 1)
-    await node.coordinator.delete_session("s")
+    await node.coordinator.sessions.delete("s")
     rest = await follower.next()
     follower.close()
     assert len(rest) == 1
@@ -225,7 +225,7 @@ async def test_follower_of_a_run_deleted_with_its_log_is_told_so(node: Node) -> 
     run = await node.queue("s", "x")
     await node.end(run.run_id)
     follower = node.feed.follow(RunKey(TENANT, run.run_id), 1)
-    await node.coordinator.delete_session("s")
+    await node.coordinator.sessions.delete("s")
     await node.store.compact(1 << 62, 9)
     with pytest.raises(RunNotFound):
         await follower.next()

@@ -75,7 +75,7 @@ async def test_r50_a_session_that_another_node_deletes_and_makes_again(postgres_
         await reader.until("snapshot")
         await accept(works, say("one"), run_id="a")
         await reader.until("run_event", "run_complete")
-        await works.coordinator.delete_session("s")
+        await works.coordinator.sessions.delete("s")
         gone = await reader.until("session_changed")
         while gone.session_changed.HasField("session"):
             gone = await reader.until("session_changed")

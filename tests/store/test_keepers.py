@@ -151,7 +151,7 @@ async def test_stale_sessions_go_and_those_in_use_stay(monkeypatch: pytest.Monke
     async with kept(store, clock, Retention(sessions=90 * DAY)) as (coordinator, begin):
         for n in range(5):
             await coordinator.run(f"stale{n}", HELLO)
-        await coordinator.create_session("empty")
+        await coordinator.sessions.create("empty")
         await coordinator.run("written", HELLO)
         clock.seconds += 80 * DAY
         await coordinator.run("written", HELLO)

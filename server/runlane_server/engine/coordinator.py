@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from uuid_utils import uuid7
 
 from runlane_server.access.admission import Admission
 from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.access.grants import GrantBook
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.agents.base import Agent
@@ -27,21 +28,17 @@ from runlane_server.core.errors import (
     CorruptRecord,
     CursorCompacted,
     Draining,
-    InvalidArgument,
     Overloaded,
     RunDeleted,
     RunIdConflict,
     RunlaneError,
     RunMissing,
     RunNotFound,
-    SessionExists,
     SessionMissing,
     SessionNotFound,
-    Violation,
 )
 from runlane_server.core.limits import Limits, prompt_errors
 from runlane_server.core.model import (
-    NO_LABELS,
     CancelScope,
     Micros,
     Prompt,
@@ -49,7 +46,6 @@ from runlane_server.core.model import (
     RunComplete,
     RunKey,
     RunRequest,
-    Session,
     SessionKey,
     WhenBusy,
 )
@@ -57,15 +53,14 @@ from runlane_server.core.observer import NO_OBSERVER, CancelRequest, Load, Obser
 from runlane_server.core.transition import Lane, LaneRun, Receipt, Transition, describe
 from runlane_server.engine.agent_table import AgentState, AgentTable
 from runlane_server.engine.cancel_all import CancelAll, CancelledPage
-from runlane_server.engine.editing import SessionChange, edit_session
 from runlane_server.engine.executor import Executor, NodeSettings
-from runlane_server.engine.forking import ForkAdmission, ForkRequest, Forks
 from runlane_server.engine.inputs import Inputs
 from runlane_server.engine.mailbox import Command, OnCommit
 from runlane_server.engine.pulse import Pulse
 from runlane_server.engine.reservation import Acceptance, AcceptedRun, AcceptsInProgress
 from runlane_server.engine.run_log import log_accepted
 from runlane_server.engine.safe_observer import SafeObserver
+from runlane_server.engine.sessions import Sessions
 from runlane_server.engine.updates import Updates
 from runlane_server.feed.feed import Feed
 from runlane_server.harness.clock import monotonic_clock
@@ -73,14 +68,11 @@ from runlane_server.harness.gates import Gates, Point
 from runlane_server.store.base import (
     EventFilter,
     HostedRun,
-    IdleSession,
-    NewSession,
     RunIdTaken,
-    SessionTaken,
     Store,
 )
 from runlane_server.store.corrupt import EXPLANATION, is_corrupt
-from runlane_server.store.weight import SESSION_BYTES, run_weight, session_growth, session_weight
+from runlane_server.store.weight import run_weight
 
 RETRY_AFTER = 1.0
 """Seconds after which a caller may retry when this node is overloaded or drains."""
@@ -106,6 +98,7 @@ class Coordinator:
         node: NodeSettings | None = None,
         observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
+        grants: GrantBook | None = None,
         gates: Gates | None = None,
         pulse: Pulse | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
@@ -132,13 +125,13 @@ class Coordinator:
             node or NodeSettings(),
             observer=observer,
             quotas=quotas,
+            grants=GrantBook() if grants is None else grants,
             gates=self._gates,
             # A simulation has no load to measure, and the words of its agents wait for nothing.
             pulse=pulse or Pulse(0.0),
         )
         self._lanes = self._executor.lanes
-        self.inputs = Inputs(self._lanes, store, self.now)
-        self._forks = Forks(store, self.now)
+        self.inputs = Inputs(self._lanes, store, self._agents.names, self.now)
         self.updates = Updates(
             self._lanes,
             store,
@@ -146,6 +139,16 @@ class Coordinator:
             agents=lambda: self._agents.names,
             admission=self._admission,
             stored=self.stored,
+        )
+        self.sessions = Sessions(
+            self._lanes,
+            store,
+            self._agents,
+            self._admission,
+            self.stored,
+            now=self.now,
+            new_id=new_id,
+            check_open=self._check_not_draining,
         )
 
     # --- Start and stop -----------------------------------------------------------------------
@@ -214,7 +217,7 @@ class Coordinator:
         may exist already (R3).
         """
         if not session_id:
-            raise _session_missing()
+            raise SessionMissing.of("session_id", "is missing")
         self._check_not_draining()
         if self._lanes.waiting_runs >= self.limits.max_waiting_total:
             raise Overloaded(
@@ -415,7 +418,7 @@ class Coordinator:
             scope = CancelScope.RUN
             session_id = session_id or await self._session_of(RunKey(tenant, run_id))
         if not session_id:
-            raise _session_missing()
+            raise SessionMissing.of("session_id", "is missing")
         key = SessionKey(tenant, session_id)
         accepting = self._accepting.sessions(RunKey(tenant, run_id))
         receipt = await self._lanes.post(
@@ -499,7 +502,7 @@ class Coordinator:
     async def get_run(self, run_id: str, *, tenant: str = DEFAULT_TENANT) -> Run:
         """Reads a run. Raises RunMissing and RunNotFound."""
         if not run_id:
-            raise _invalid(RunMissing, "run_id", "is missing")
+            raise RunMissing.of("run_id", "is missing")
         run = await self.store.get_run(RunKey(tenant, run_id))
         if run is None:
             raise RunNotFound.of(run_id)
@@ -534,134 +537,6 @@ class Coordinator:
         finally:
             subscription.close()
 
-    # --- Sessions -----------------------------------------------------------------------------
-
-    async def create_session(
-        self,
-        session_id: str = "",
-        *,
-        title: str = "",
-        metadata: Mapping[str, str] = NO_LABELS,
-        agent: str = "",
-        allowed_agents: frozenset[str] | None = None,
-        tenant: str = DEFAULT_TENANT,
-    ) -> Session:
-        """Creates a session; generates a missing id.
-
-        `agent` is the agent of its runs that name none; `allowed_agents` are those that the caller
-        may use, None: all. Raises SessionExists, AgentNotFound, PermissionDenied, Draining and
-        QuotaExceeded.
-        """
-        self._check_not_draining()
-        if agent:
-            self._agents.names.limited_to(allowed_agents).choose(agent)
-        refusal = self._admission.session_refusal(tenant)
-        if refusal is not None:
-            raise refusal
-        key = SessionKey(tenant, session_id or self._new_id())
-        at = self.now()
-        made = NewSession(key, at, title, metadata, agent)
-        try:
-            await self.store.create_session(made)
-        except SessionTaken:
-            raise SessionExists(f"session {key.session_id!r} exists already") from None
-        self.stored.add(tenant, SESSION_BYTES + session_weight(title, metadata))
-        return made.as_session()
-
-    async def fork_session(
-        self,
-        session_id: str,
-        new_session_id: str = "",
-        *,
-        at_turn: int = 0,
-        allowed_agents: frozenset[str] | None = None,
-        tenant: str = DEFAULT_TENANT,
-    ) -> Session:
-        """Creates a session that begins with a copy of the transcript of another one.
-
-        The copy ends with turn `at_turn`; 0: the last one that has finished. Title, labels and
-        agent are those of the source, which stays as it is. A missing id is generated; with an id,
-        a repeated call returns the session that the first one created. `allowed_agents` are those
-        that the caller may use, None: all.
-
-        Raises SessionMissing, SessionNotFound, SessionExists, TurnNotFound, TurnNotFinished,
-        AgentNotFound, PermissionDenied, Draining and QuotaExceeded.
-        """
-        if not session_id:
-            raise _session_missing()
-        self._check_not_draining()
-
-        new = SessionKey(tenant, new_session_id or self._new_id())
-        return await self._forks.fork(
-            ForkRequest(SessionKey(tenant, session_id), new, at_turn),
-            ForkAdmission(
-                self._admission, self.stored, self._agents.names.limited_to(allowed_agents), tenant
-            ),
-        )
-
-    async def update_session(
-        self,
-        session_id: str,
-        change: SessionChange,
-        *,
-        etag: str = "",
-        allowed_agents: frozenset[str] | None = None,
-        tenant: str = DEFAULT_TENANT,
-    ) -> Session:
-        """Changes a session; with an `etag`, only if it is still the session that was read.
-
-        Raises SessionMissing, SessionNotFound, EditConflict, AgentNotFound, PermissionDenied,
-        Draining and QuotaExceeded.
-        """
-        if not session_id:
-            raise _session_missing()
-        self._check_not_draining()
-        if change.agent:
-            self._agents.names.limited_to(allowed_agents).choose(change.agent)
-        refusal = self._admission.session_refusal(tenant)
-        if refusal is not None:
-            raise refusal
-        key = SessionKey(tenant, session_id)
-        try:
-            before, after = await edit_session(self.store, key, change, etag, self.now)
-        finally:
-            # Also if the store did not confirm it, and if the caller has gone away.
-            self._lanes.invalidate(key)
-        self.stored.add(tenant, session_growth(before, after))
-        return after
-
-    async def delete_session(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
-        """Deletes an idle session with its runs and transcript. Terminal events stay in the log.
-
-        A session whose records cannot be read is deleted with its open runs, which end as failed.
-        Raises SessionMissing, SessionNotFound and SessionBusy.
-        """
-        if not session_id:
-            raise _session_missing()
-        key = SessionKey(tenant, session_id)
-        await self._remove(key)
-
-    async def delete_unused(self, session: IdleSession) -> None:
-        """Deletes a session as `delete_session` does, unless it was used since it was read.
-
-        Raises SessionNotFound, and SessionBusy if it was used.
-        """
-        await self._remove(session.key, (session.version, session.accept_seq))
-
-    async def has_session(self, key: SessionKey) -> bool:
-        """Whether a session is stored, even if it cannot be read."""
-        try:
-            return await self.store.get_session(key) is not None
-        except CorruptRecord:
-            return True
-
-    async def _remove(self, key: SessionKey, since: tuple[int, int] | None = None) -> None:
-        try:
-            await self._lanes.post(key, lambda lane, _: rules.remove(lane, unchanged_since=since))
-        except CorruptRecord:
-            await self.store.discard(key, self.now())
-            self._agents.forget_session(key)
-
 
 def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command[Receipt]:
     def command(lane: Lane, at: Micros) -> Transition[Receipt]:
@@ -670,11 +545,3 @@ def _cancel(scope: CancelScope, run_id: str, reason: str) -> Command[Receipt]:
         return rules.cancel(lane, scope, at=at, run_id=run_id, reason=reason)
 
     return command
-
-
-def _session_missing() -> RunlaneError:
-    return _invalid(SessionMissing, "session_id", "is missing")
-
-
-def _invalid(kind: type[InvalidArgument], field: str, description: str) -> RunlaneError:
-    return kind(f"{field}: {description}", violations=[Violation(field, description)])

@@ -145,7 +145,7 @@ class _SessionCleaner:
 
     async def _remove(self, session: IdleSession) -> bool:
         try:
-            await self._coordinator.delete_unused(session)
+            await self._coordinator.sessions.delete_unused(session)
         except (SessionBusy, SessionNotFound):
             return False
         return True

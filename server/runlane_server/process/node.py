@@ -145,6 +145,7 @@ async def serving(
             node=NodeSettings(lease=config.node_lease),
             observer=observer,
             quotas=security.quotas,
+            grants=security.grants,
             gates=harness.gates,
             pulse=Pulse(),
             now=clock.micros,
@@ -169,6 +170,7 @@ async def serving(
             socket_mode=int(config.socket_mode, 8),
             private=private,
             max_per_address=config.max_connections_per_address,
+            requires_digest=config.require_question_digest,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)
@@ -195,7 +197,7 @@ async def serving(
             coordinator.stored.keep_measuring(),
             coordinator.inputs.keep_expiring(),
             keep_node_keys(store.cluster, access_control),
-            *([] if states is None else [states.keep_swept(coordinator.has_session)]),
+            *([] if states is None else [states.keep_swept(coordinator.sessions.exists)]),
         )
         try:
             yield Node(address, node_address, coordinator, endpoint.set_http_health)

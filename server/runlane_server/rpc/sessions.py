@@ -37,7 +37,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     ) -> pb.CreateSessionResponse:
         """Creates a session."""
         validate.create_session(request)
-        session = await self._coordinator.create_session(
+        session = await self._coordinator.sessions.create(
             request.session_id,
             title=request.title,
             metadata=dict(request.metadata),
@@ -53,7 +53,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
     ) -> pb.ForkSessionResponse:
         """Creates a session that begins with a copy of a transcript."""
         validate.fork_session(request)
-        session = await self._coordinator.fork_session(
+        session = await self._coordinator.sessions.fork(
             request.session_id,
             request.new_session_id,
             at_turn=request.at_turn,
@@ -77,7 +77,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         """Changes a session."""
         change = lists.update_session(request)
         bind_contextvars(session_id=request.session_id)
-        session = await self._coordinator.update_session(
+        session = await self._coordinator.sessions.update(
             request.session_id,
             change,
             etag=request.etag,
@@ -92,7 +92,7 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         """Deletes an idle session."""
         validate.session_id(request)
         bind_contextvars(session_id=request.session_id)
-        await self._coordinator.delete_session(request.session_id, tenant=tenant())
+        await self._coordinator.sessions.delete(request.session_id, tenant=tenant())
         return pb.DeleteSessionResponse()
 
     async def ListSessions(
@@ -131,8 +131,12 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         )
         start = None if place is None else Mark(*place)
         await self._session(request.session_id)
+        key = SessionKey(tenant(), request.session_id)
+        if start is None and request.latest_turns:
+            last = (await self._store.load_lane(key)).turn
+            start = Mark.before_turn(last - request.latest_turns + 1)
         page = await self._store.list_messages(
-            SessionKey(tenant(), request.session_id),
+            key,
             after=None if start is None else start.read_after,
             limit=page_size,
             max_bytes=PAGE_BYTES,

@@ -62,9 +62,9 @@ async def test_fork_whose_answer_was_lost_is_there_once(
     async with postgres_store(postgres_url) as store, running(store) as node:
         accepted = await node.accept("s", script(say("one")))
         await node.end(accepted.run.run_id)
-        assert (await node.coordinator.fork_session("s", "fork")).origin == Origin("s", 1)
+        assert (await node.coordinator.sessions.fork("s", "fork")).origin == Origin("s", 1)
         assert await node.lines("fork") == await node.lines("s")
-        unnamed = await node.coordinator.fork_session("s")
+        unnamed = await node.coordinator.sessions.fork("s")
         assert len(sent) == 4
         page = await store.list_sessions("default", limit=MANY)
         assert {it.session_id for it in page.items} == {"s", "fork", unnamed.session_id}

@@ -605,11 +605,18 @@ async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_o
         assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
 
 
-BEFORE_FENCE = """
+BEFORE_WEBHOOKS_OF_RUNS = """
+    DROP FUNCTION insert_webhook;
+    ALTER TABLE webhooks DROP COLUMN run_id;
+"""
+"""Takes step 22 of the schema back."""
+
+BEFORE_FENCE = f"""
+    {BEFORE_WEBHOOKS_OF_RUNS}
     DROP FUNCTION commit_fenced;
     DROP TYPE host_fence;
 """
-"""Takes step 21 of the schema back."""
+"""Takes the steps from 21 on of the schema back."""
 
 BEFORE_FORKS = f"""
     {BEFORE_FENCE}

@@ -32,7 +32,7 @@ from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.file import APPLICATION_ID
 from runlane_server.store.sqlite.lists import DIALECT
 from runlane_server.store.sqlite.store import SqliteStore
-from runlane_server.store.webhooks import Webhook, WebhookFilter, WebhookKey
+from runlane_server.store.webhooks import Most, Webhook, WebhookFilter, WebhookKey
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 SQL = statements("sqlite")
@@ -214,7 +214,14 @@ async def test_migrations_are_done_once(path: Path) -> None:
     assert schema() == first
 
 
-BEFORE_FORKS = """
+BEFORE_WEBHOOKS_OF_RUNS = """
+    DROP INDEX webhooks_of_run;
+    ALTER TABLE webhooks DROP COLUMN run_id;
+"""
+"""Takes step 17 of the schema back."""
+
+BEFORE_FORKS = f"""
+    {BEFORE_WEBHOOKS_OF_RUNS}
     DROP TRIGGER delete_copy;
     DROP TRIGGER delete_unfinished_copy;
     DROP INDEX sessions_by_copy;
@@ -226,7 +233,7 @@ BEFORE_FORKS = """
     DROP TABLE copied_parts;
     DROP TABLE unfinished_copies;
 """
-"""Takes step 16 of the schema back."""
+"""Takes the steps from 16 on of the schema back."""
 
 BEFORE_LOOKUP = f"""
     {BEFORE_FORKS}
@@ -566,7 +573,7 @@ async def test_a_damaged_webhook_says_so_and_can_be_deleted(
     for key in keys:
         url = "https://example.org/"
         await store.webhooks.create(
-            Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=100
+            Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=Most(100, 100)
         )
 
     def damage(db: sqlite3.Connection) -> None:
