@@ -490,8 +490,8 @@ FROM sessions LEFT JOIN runs INDEXED BY runs_open
 WHERE sessions.tenant = ? AND sessions.session_id = ?;
 
 -- name: busy_sessions
--- agent: that of all open runs; NULL if they differ. asks: a run that is parked, has an open request,
--- and did not expire (core/input.py: RunInput).
+-- agent: that of all open runs; NULL if they differ. asks: a run that is parked and has an open request
+-- (core/input.py: RunInput).
 SELECT
     tenant, session_id,
     max(state IN ('active', 'input_required', 'cancelling')) AS active,
@@ -500,8 +500,7 @@ SELECT
     max(
         state = 'input_required' AND CASE
             WHEN typeof(asking) = 'text' AND json_valid(asking)
-            THEN json_array_length(asking, '$[0]') > 0 AND json_extract(asking, '$[3]') = ''
-                AND json_extract(asking, '$[4]')
+            THEN json_array_length(asking, '$[0]') > 0 AND json_extract(asking, '$[4]')
         END
     ) AS asks
 FROM runs INDEXED BY runs_open
