@@ -214,7 +214,15 @@ async def test_migrations_are_done_once(path: Path) -> None:
     assert schema() == first
 
 
-BEFORE_FORKS = """
+BEFORE_REMOVALS = """
+    DROP TRIGGER hold_removed_id;
+    DROP TABLE removals;
+    DROP TABLE dropped_copies;
+"""
+"""Takes most of step 17 of the schema back; `BEFORE_FORKS` has the rest."""
+
+BEFORE_FORKS = f"""
+    {BEFORE_REMOVALS}
     DROP TRIGGER delete_copy;
     DROP TRIGGER delete_unfinished_copy;
     DROP INDEX sessions_by_copy;
@@ -226,7 +234,7 @@ BEFORE_FORKS = """
     DROP TABLE copied_parts;
     DROP TABLE unfinished_copies;
 """
-"""Takes step 16 of the schema back."""
+"""Takes the steps from 16 on of the schema back."""
 
 BEFORE_LOOKUP = f"""
     {BEFORE_FORKS}
@@ -468,6 +476,9 @@ async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None
         "insert_event": ["SCAN ended"],  # the one row of its parameters
         "insert_input": ["SCAN one"],  # the one row of its parameters
         "log_sizes": ["SCAN names", "SCAN names"],  # of tenants, each found by a seek
+        "has_removals": ["SCAN removals", "SCAN dropped_copies"],  # one row of each
+        "oldest_dropped_copy": ["SCAN dropped_copies"],  # from its beginning, and only one of it
+        "oldest_removal": ["SCAN removals"],
         "oldest_event": ["SCAN events"],  # from its beginning, and only one of it
         "stored_bytes": ["SCAN (subquery-1)"],  # a piece of them, which a seek has found
         "tenant_logs": ["SCAN tenant_logs"],  # once, at the start
