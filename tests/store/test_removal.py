@@ -9,7 +9,7 @@ from runlane_server.core.model import CancelScope, RunKey
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import DeletedRun, NewSession, RunIdTaken, SessionTaken, Stale, Store
 from runlane_server.store.lookup import RunFilter
-from runlane_server.store.open import StoreUrl
+from runlane_server.store.open import StoreUrl, open_store
 from runlane_server.store.sqlite.check import check as sqlite_check
 from support.story import START, TENANT, Story, request
 
@@ -113,4 +113,20 @@ async def test_discarded_session_keeps_no_open_run_however_large_it_is(
     assert await store.busy_sessions() == []
     assert (await store.get_run(RunKey(TENANT, "active"))) is None
     assert await left(store) > 0
+    assert await is_sound(store_url)
+
+
+@pytest.mark.stores("sqlite", "postgresql")
+async def test_removal_continues_after_a_restart(store_url: str) -> None:
+    url = StoreUrl.parse(store_url)
+    async with open_store(url) as store:
+        story = Story(store)
+        await fill(story)
+        await story.remove()
+    async with open_store(url) as store:
+        assert await store.get_run(story.run_key("r449")) is None
+        assert await store.load_lane(story.key) == Lane(story.key, is_being_removed=True)
+        assert await left(store) == 2
+        assert await store.load_lane(story.key) == Lane(story.key)
+        assert await store.get_deleted_run(story.run_key("r449")) is not None
     assert await is_sound(store_url)

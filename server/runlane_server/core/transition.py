@@ -87,7 +87,7 @@ class Lane(NamedTuple):
     CANCELLING;
     `folded` are the runs that joined its turn. `reservations` exist only in this process and are
     not stored. `agent` is the agent of runs that name none, empty for the server's default.
-    `is_being_removed`: the last session with this id was deleted, and is not yet gone from the store.
+    `is_being_removed`: the last session with this id was deleted, and its rows are not all gone.
     """
 
     key: SessionKey

@@ -54,8 +54,9 @@ def accept(
 ) -> Transition[LaneRun]:
     """Turns a reservation into a run. Replies with it, or with the run that already has this id.
 
-    Raises SessionNotFound (R2), SessionBeingDeleted, AgentNotFound and PermissionDenied (R31), ActiveRunChanged,
-    SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the reservation does not exist.
+    Raises SessionNotFound (R2), SessionBeingDeleted, AgentNotFound and PermissionDenied (R31),
+    ActiveRunChanged, SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the reservation
+    does not exist.
     """
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
