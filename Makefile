@@ -22,11 +22,18 @@ BUILD_VENV := .cache/build-venv
 BUILD_READY := $(BUILD_VENV)/.ready
 SITE_VENV := .cache/site-venv
 SITE_READY := $(SITE_VENV)/.ready
+# The versions of the site, one folder each.
+SITES ?= dist/sites
 PROTOS := $(wildcard proto/runlane/v1/*.proto proto/runlane/worker/v1/*.proto proto/runlane/harness/v1/*.proto)
 GENERATED := client/runlane/v1 client/runlane/worker/v1 client/runlane/harness/v1
 # The oldest plugins whose code the Go module supports; they set the lower bounds in gen/go/go.mod.
 GO_PLUGINS := .cache/go-plugins
 GO_READY := $(GO_PLUGINS)/.ready-1.36.11-1.5.1
+# An API server of Kubernetes, at the version of tests/deploy/kubernetes/go.mod, and Helm.
+KUBE := .cache/kubernetes
+KUBE_VERSION := $(lastword $(shell grep '^require k8s.io/kubernetes' tests/deploy/kubernetes/go.mod))
+KUBE_READY := $(KUBE)/.ready-$(KUBE_VERSION)
+HELM_VERSION := v3.22.0
 GO_MODULE := $(word 2,$(shell head -n 1 gen/go/go.mod))
 
 # The real agents of `make test-agents`, at the versions that docs/acp.md names.
@@ -77,6 +84,7 @@ PROOFS := \
 	tests/proofs/fuzz \
 	tests/proofs/lanecheck \
 	tests/proofs/nodes \
+	tests/proofs/sim/test_live_nodes.py \
 	tests/proofs/webhooks \
 	tests/rpc/test_access_mutants.py \
 	tests/store/postgres/test_failover.py \
@@ -104,7 +112,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image release provenance sbom bench check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image test-kubernetes release provenance sbom bench bench-peers check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -123,8 +131,8 @@ test-fast: $(READY) ## Run the tests that need no server process, in less than a
 test-proofs: $(READY) ## Run the long tests: kills, failing disks, conformance, fuzzing
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(or $(TESTS),$(filter-out %/attack,$(PROOFS)))
 
-test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL
-	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(TESTS)
+test-postgres: $(READY) ## Run all tests that use a store over PostgreSQL; REST=1 leaves out those of the other targets
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --store postgresql $(if $(REST),--not-usual) $(TESTS)
 
 test-polyglot: $(READY) ## Test quickstarts, workers and conformance clients in all languages, and the first-steps pages
 	RUNLANE_POLYGLOT=1 $(BIN)/pytest -n $(or $(PROGRAMS),4) --dist worksteal $(or $(TESTS),tests/polyglot)
@@ -157,6 +165,8 @@ check-lane: $(READY) ## Search all interleavings of commands on a lane of RUNS r
 
 sim: $(READY) ## Simulate SEEDS worlds from START on: cancels, crashes, stale lanes; on a virtual clock
 	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $(SEEDS) --start $(START)
+	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $$(($(SEEDS) / 4)) --start $(START) --nodes 2
+	cd tests && ../$(BIN)/python -m proofs.sim.run --seeds $$(($(SEEDS) / 4)) --start $(START) --nodes 3
 
 crash: $(READY) ## Kill a server under load, ROUNDS times; SEED repeats a failing round
 	cd tests && ../$(BIN)/python -m proofs.crash.run --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED))
@@ -212,8 +222,11 @@ packages: $(BUILD_READY) ## Build the packages of all languages into dist/packag
 test-packages: $(READY) packages ## Build a program with each package, outside the repository, and run it
 	$(BIN)/python tests/packages/run.py $(PACKAGES)
 
-test-image: $(READY) ## Run the steps of the Dockerfile without a container engine, and the server they make
-	$(BIN)/pytest -p no:cacheprovider tests/deploy/image_steps.py
+test-image: $(READY) ## Run the steps of the Dockerfile, and the server they make; with buildah, build the image and run it
+	$(BIN)/pytest -p no:cacheprovider tests/deploy/image_steps.py tests/deploy/image_build.py
+
+test-kubernetes: $(READY) $(KUBE_READY) ## Give manifests and Helm chart to a real API server; building it takes 20 minutes, once
+	PATH="$(CURDIR)/$(KUBE):$$PATH" $(BIN)/pytest tests/deploy/test_helm.py tests/deploy/api_server.py
 
 release: $(READY) ## Prepare the release VERSION: versions, changelog, packages, checksums; MODULE and GROUP name the publisher
 	$(BIN)/python gen/release.py "$(VERSION)" $(if $(MODULE),--module $(MODULE)) $(if $(GROUP),--group $(GROUP))
@@ -232,6 +245,11 @@ sbom: $(BUILD_READY) ## Write the bill of materials of the server, as CycloneDX,
 bench: $(READY) ## Measure the performance against bare gRPC; BENCH="--quick" is a short form
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	cd tests && $(abspath $(BIN))/python -m bench.run $(BENCH)
+
+bench-peers: $(READY) ## Measure other services that do the same work; needs npm, and Go for the load
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench-peers]'
+	npm install --silent --no-save --ignore-scripts --prefix .cache/bench/peers @restatedev/restate-server
+	cd tests && $(abspath $(BIN))/python -m bench.run --only a2a --only dbos --only restate $(BENCH)
 
 check: lint types check-proto check-docs site ## Run the linters, the type checkers and the freshness checks, and build the site
 
@@ -280,10 +298,12 @@ docs: $(READY) ## Write the generated parts of the docs, and the synchronous cli
 	$(BIN)/python client/make_sync.py
 	$(BIN)/python gen/versions.py
 
-site: $(SITE_READY) ## Build the site of docs/ into dist/site: with search and the Python API, without remote fonts or scripts
+site: $(SITE_READY) ## Build the site of docs/ into dist/site, without remote fonts or scripts; with VERSION beside earlier ones in SITES
 	$(SITE_VENV)/bin/python docs/site.py .cache/site/pages
-	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict --config-file docs/mkdocs.yml
-	$(SITE_VENV)/bin/python tests/deploy/site.py dist/site
+	$(if $(VERSION),SITE_VERSIONS=mike SITE_DIR=$(abspath $(SITES))/$(VERSION)) NO_MKDOCS_2_WARNING=1 \
+		$(SITE_VENV)/bin/mkdocs build --strict --config-file docs/mkdocs.yml
+	$(SITE_VENV)/bin/python tests/deploy/site.py $(if $(VERSION),$(SITES)/$(VERSION),dist/site)
+	$(if $(VERSION),$(SITE_VENV)/bin/python docs/site_versions.py $(SITES))
 
 audit: ## Check every version in constraints.txt for known vulnerabilities
 	$(PYTHON) -m venv .cache/audit-venv
@@ -346,6 +366,15 @@ $(GO_READY):
 	GOBIN=$(CURDIR)/$(GO_PLUGINS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
 	touch $@
 
+$(KUBE_READY): tests/deploy/kubernetes/go.mod
+	@command -v go >/dev/null || { echo "go is not installed, and builds the API server: install Go 1.25 or later" >&2; exit 1; }
+	rm -rf $(KUBE) && mkdir -p $(KUBE)/module && cp $< $(KUBE)/module
+	GOBIN=$(CURDIR)/$(KUBE) go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
+	$(call build_kube,etcd,go.etcd.io/etcd/server/v3)
+	$(call build_kube,kubectl,k8s.io/kubernetes/cmd/kubectl)
+	$(call build_kube,kube-apiserver,k8s.io/kubernetes/cmd/kube-apiserver)
+	touch $@
+
 $(SITE_READY): docs/site-requirements.txt
 	$(PYTHON) -m venv $(SITE_VENV)
 	$(SITE_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
@@ -389,6 +418,13 @@ define generate
 		--python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" python -m grpc_tools.protoc --proto_path=proto \
 		--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(filter %_service.proto,$(PROTOS))
+endef
+
+# Helm asks the API server for its version, which its own build script would set.
+define build_kube
+	cd $(KUBE)/module && go build -mod=mod -buildvcs=false -o ../$(1) -ldflags "-s -w \
+		-X k8s.io/component-base/version.gitVersion=$(KUBE_VERSION) -X k8s.io/component-base/version.gitMajor=1 \
+		-X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBE_VERSION)))" $(2)
 endef
 
 define generate_go

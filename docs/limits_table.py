@@ -14,7 +14,7 @@ from generated import between, main
 from runlane_server.access import jwts
 from runlane_server.agents import json_parts, questions
 from runlane_server.config.settings import MAX_PROGRESS_INTERVAL, SETTINGS
-from runlane_server.core import artifact, lane, model
+from runlane_server.core import artifact, lane, limits, model
 from runlane_server.core import input as asking
 from runlane_server.engine import (
     agent_output,
@@ -65,11 +65,13 @@ def size(count: int) -> str:
 
 
 REFUSED = "the call is refused: INVALID_ARGUMENT"
+TOO_LARGE = "the call is refused: PROMPT_TOO_LARGE"
 
 CALLS = (
     ("id of a session or a run", size(checks.MAX_ID_BYTES), REFUSED),
     ("title of a session", size(checks.MAX_TITLE_BYTES), REFUSED),
     ("reason of a cancel", size(checks.MAX_REASON_BYTES), REFUSED),
+    ("prompt and attachments of a run together", size(limits.MAX_INPUT_BYTES), TOO_LARGE),
     ("name or media type of an attachment", size(checks.MAX_NAME_BYTES), REFUSED),
     ("labels of a run or a session", f"{checks.MAX_LABELS}", REFUSED),
     (
@@ -111,6 +113,11 @@ CALLS = (
         "CreateWebhook is refused: QUOTA_EXCEEDED",
     ),
     (
+        "webhooks of single runs: of a tenant, of a run",
+        f"{registry.MAX_FOR_RUNS:,}; {registry.MAX_OF_RUN}",
+        "CreateWebhook is refused: QUOTA_EXCEEDED",
+    ),
+    (
         "sessions of a webhook that wait for a retry",
         f"{delivery.MAX_HELD:,}",
         "the webhook reads no further; its events wait in the log",
@@ -125,6 +132,12 @@ CALLS = (
         "names of endpoints that are resolved at a time, of a tenant and of a node",
         f"{names.LOOKUPS_OF_TENANT}; {names.RESOLVERS}",
         f"further ones wait {names.WAIT_SECONDS:g} s, and again after {attempts.BUSY_SECONDS:g} s",
+    ),
+    (
+        "the same, of all tenants with a name that took longer than a second to resolve, for a "
+        "minute, and up to an hour if it happens again",
+        f"1; {names.SLOW_RESOLVERS}",
+        "the same",
     ),
     (
         "time of a delivery; head and body of an answer",
@@ -180,6 +193,11 @@ AGENTS = (
         "open input requests of a run; all of them",
         f"{asking.MAX_OPEN_INPUTS}; {asking.MAX_INPUTS:,}",
         "the run fails with INPUT_LIMIT",
+    ),
+    (
+        "questions of a tenant per time",
+        "its quota `questions_per_second`",
+        "the question is refused, with INPUT_RATE_LIMITED",
     ),
     (
         "question with its arguments or its schema",

@@ -100,6 +100,8 @@ def main() -> None:
         (folder / name).write_text(page(source), encoding="utf-8")
     for picture in (ROOT / "docs").glob("*.png"):
         shutil.copy(picture, folder)
+    (folder / "assets").mkdir()
+    shutil.copy(ROOT / "docs" / "offline-search.js", folder / "assets" / "iframe-worker.js")
     for package, documented in (("runlane", PYTHON), ("runlane_server", SERVER)):
         for name, (title, modules) in documented.items():
             (folder / f"api-{name}.md").write_text(api_page(title, package, modules), "utf-8")

@@ -2,13 +2,14 @@
 
 A test that can use any store requests `store_url` or `store`. `pytest --store postgresql` runs
 exactly these tests, over that store. Without the option each runs over the stores of its suite.
+`--not-usual` leaves out the tests that run over that store without the option too.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("sqlite", "postgresql"),
         help="run only the tests that can use any store, over this one",
     )
+    parser.addoption(
+        "--not-usual",
+        action="store_true",
+        help="with --store: without the tests that use this store without the option too",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,27 +64,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Chooses the stores of a test: `--store`, `@pytest.mark.stores`, or those of its suite."""
     if "store_kind" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--store")
-        marked = metafunc.definition.get_closest_marker("stores")
-        # In this process all are cheap. A server process uses its default store.
-        usual = STORES if "store" in metafunc.fixturenames else ("sqlite",)
-        kinds = (chosen,) if chosen else marked.args if marked else usual
-        metafunc.parametrize("store_kind", kinds)
+        usual = _usual_stores(metafunc.definition, metafunc.fixturenames)
+        metafunc.parametrize("store_kind", (chosen,) if chosen else usual)
+
+
+def _usual_stores(test: pytest.Item, fixtures: Sequence[str]) -> Sequence[str]:
+    """The stores of a test without `--store`."""
+    if marked := test.get_closest_marker("stores"):
+        return marked.args
+    # In this process all are cheap. A server process uses its default store.
+    return STORES if "store" in fixtures else ("sqlite",)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `--store`, deselects tests of one store and skips those that need SQLite."""
     if not (chosen := config.getoption("--store")):
         return
-    config.hook.pytest_deselected(items=[item for item in items if not _works_over_any(item)])
-    items[:] = filter(_works_over_any, items)
+
+    def is_wanted(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        usual = config.getoption("--not-usual") and chosen in _usual_stores(item, fixtures)
+        return _works_over_any(fixtures) and not usual
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = filter(is_wanted, items)
     for item in items:
         if chosen != "sqlite" and (marked := item.get_closest_marker("sqlite")):
             item.add_marker(pytest.mark.skip(reason=f"needs SQLite: {marked.args[0]}"))
 
 
-def _works_over_any(item: pytest.Item) -> bool:
-    names = getattr(item, "fixturenames", ())
-    return "store_kind" in names and "postgres_url" not in names
+def _works_over_any(fixtures: Sequence[str]) -> bool:
+    return "store_kind" in fixtures and "postgres_url" not in fixtures
 
 
 @pytest.fixture(autouse=True)

@@ -119,6 +119,7 @@ from runlane.types import (
     RunError,
     RunEvent,
     RunOrder,
+    RunPrompt,
     RunRetryPolicy,
     RunState,
     ServerInfo,
@@ -139,7 +140,9 @@ from runlane.webhooks import (
     Webhook,
     WebhookEventKind,
     WebhookFilter,
+    WebhookFormat,
     WebhookHealth,
+    WebhookRun,
     WebhookSecret,
 )
 from runlane.wire import RetryPolicy
@@ -219,6 +222,7 @@ __all__ = [
     "RunMissing",
     "RunNotFound",
     "RunOrder",
+    "RunPrompt",
     "RunRetryPolicy",
     "RunState",
     "RunlaneError",
@@ -257,8 +261,10 @@ __all__ = [
     "WebhookChanged",
     "WebhookEventKind",
     "WebhookFilter",
+    "WebhookFormat",
     "WebhookHealth",
     "WebhookNotFound",
+    "WebhookRun",
     "WebhookSecret",
     "WhenBusy",
 ]

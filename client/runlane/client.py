@@ -40,6 +40,7 @@ from runlane.types import (
     Message,
     Run,
     RunOrder,
+    RunPrompt,
     RunRetryPolicy,
     RunState,
     ServerInfo,
@@ -51,7 +52,7 @@ from runlane.v1 import agent_service_pb2 as agents_pb
 from runlane.v1 import run_service_pb2 as runs_pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from runlane.v1 import webhook_service_pb2 as webhooks_pb
-from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
+from runlane.webhooks import Webhook, WebhookFilter, WebhookRun, WebhookSecret
 from runlane.wire import Backoff, RetryPolicy, Wire
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -434,6 +435,15 @@ class Client:
         response = await self._wire.call(self._wire.runs.GetRun, request)
         return convert.run(response.run)
 
+    async def get_prompt(self, run_id: str) -> RunPrompt:
+        """Returns the whole prompt of a run, to be edited with `update_run` while the run waits.
+
+        Pass `revision=prompt.run.revision` there, so that an edit of another caller is not lost.
+        Raises RunNotFound.
+        """
+        request = build(runs_pb.GetRunRequest, run_id=run_id, with_prompt=True)
+        return convert.run_prompt(await self._wire.call(self._wire.runs.GetRun, request))
+
     def list_runs(
         self,
         session_id: str | None = None,
@@ -705,17 +715,24 @@ class Client:
                 raise
 
     def list_messages(
-        self, session_id: str, *, run_id: str | None = None, page_size: int = 0
+        self,
+        session_id: str,
+        *,
+        run_id: str | None = None,
+        latest_turns: int = 0,
+        page_size: int = 0,
     ) -> Pager[Message]:
         """Lists the messages of a session, or of one of its runs, oldest first.
 
-        The iterator joins messages that were split between pages; `page` and `pages` do not.
-        `page_size` as in `list_runs`. The first step may raise SessionNotFound.
+        `latest_turns` limits them to this many turns, 0: all; `page_size` as in `list_runs`. The
+        iterator joins messages that were split between pages; `page` and `pages` do not. The first
+        step may raise SessionNotFound.
         """
         request = build(
             sessions_pb.ListMessagesRequest,
             session_id=session_id,
             run_id=run_id or "",
+            latest_turns=latest_turns,
             page_size=page_size,
         )
 
@@ -749,6 +766,7 @@ class Client:
         events: WebhookFilter | None = None,
         full: bool = False,
         enabled: bool = True,
+        run: WebhookRun | None = None,
     ) -> WebhookSecret:
         """Creates a webhook that delivers events from now on; returns it with its secret.
 
@@ -758,6 +776,8 @@ class Client:
             events: The events to deliver; None: all.
             full: Deliver whole events, and not only ids and states.
             enabled: False: events wait until it is enabled.
+            run: The single run whose events it delivers; None: those of all runs. It replaces the
+                webhook of the same name of that run.
 
         The call is not retried: after a lost response the webhook may exist. Raises
         InvalidArgument, QuotaExceeded.
@@ -769,6 +789,7 @@ class Client:
             filter=None if events is None else webhooks.to_filter(events),
             full=full,
             disabled=not enabled,
+            run=None if run is None else webhooks.to_run(run),
         )
         wire = self._wire
         response = await wire.once(
@@ -782,9 +803,12 @@ class Client:
         response = await self._wire.call(self._wire.webhooks.GetWebhook, request)
         return webhooks.webhook(response.webhook)
 
-    def list_webhooks(self, *, page_size: int = 0) -> Pager[Webhook]:
-        """Lists webhooks, most recently created first; `page_size` as in `list_runs`."""
-        request = build(webhooks_pb.ListWebhooksRequest, page_size=page_size)
+    def list_webhooks(self, *, run_id: str = "", page_size: int = 0) -> Pager[Webhook]:
+        """Lists webhooks, most recently created first; `page_size` as in `list_runs`.
+
+        With a `run_id` only those of this run.
+        """
+        request = build(webhooks_pb.ListWebhooksRequest, run_id=run_id, page_size=page_size)
 
         async def fetch(page_token: str) -> Page[Webhook]:
             request.page_token = page_token

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from runlane import inputs as i
 from runlane import types as t
 from runlane.arguments import build
+from runlane.errors import Unsupported
 from runlane.v1 import agent_service_pb2, run_pb2, run_service_pb2, session_pb2
 
 Seconds: TypeAlias = float | timedelta
@@ -299,6 +300,14 @@ def attachment(message: run_pb2.Attachment) -> t.Attachment:
     """Converts an attachment from a message."""
     content = message.data if message.WhichOneof("content") == "data" else message.text
     return t.Attachment(message.name, content, message.mime_type)
+
+
+def run_prompt(response: run_service_pb2.GetRunResponse) -> t.RunPrompt:
+    """Converts the prompt of a run. Raises Unsupported without one: the server is too old."""
+    if not response.HasField("prompt"):
+        raise Unsupported("with_prompt: the server does not return prompts; upgrade it")
+    attachments = tuple(map(attachment, response.prompt.attachments))
+    return t.RunPrompt(run(response.run), response.prompt.text, attachments)
 
 
 def _artifact(message: run_pb2.Artifact) -> t.Artifact | None:

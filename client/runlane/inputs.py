@@ -63,7 +63,8 @@ class InputAnswer:
 
     `value` is an `Approval`, the choice, the form as JSON, or the text. `answered_by` is the name
     of the caller, empty on a server without access control; `authenticated_by` is `token`,
-    `certificate` or `none`, or `default` for a default answer; `peer` is the address of the caller.
+    `certificate` or `none`, `default` for a default answer, or `grant` for a standing approval;
+    `peer` is the address of the caller.
     """
 
     answer_id: str
@@ -194,7 +195,7 @@ def to_request(
         case InputKind.CHOICE, str():
             call.choice = answer
         case InputKind.FORM, Mapping():
-            call.form_json = json.dumps(dict(answer))
+            call.form_json = json.dumps(dict(answer), ensure_ascii=False)
         case InputKind.TEXT, str():
             call.text = answer
         case kind, _:

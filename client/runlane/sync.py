@@ -56,6 +56,7 @@ from runlane.types import (
     RunComplete,
     RunEvent,
     RunOrder,
+    RunPrompt,
     RunRetryPolicy,
     RunState,
     ServerInfo,
@@ -63,7 +64,7 @@ from runlane.types import (
     SessionOrder,
     WhenBusy,
 )
-from runlane.webhooks import Webhook, WebhookFilter, WebhookSecret
+from runlane.webhooks import Webhook, WebhookFilter, WebhookRun, WebhookSecret
 from runlane.wire import RetryPolicy
 
 __all__ = ["Client", "Pager", "RunEvents", "RunHandle", "SessionStream", "Subscription"]
@@ -418,6 +419,14 @@ class Client:
         """Returns a run. Raises RunNotFound."""
         return self._portal.call(self._inner.get_run, run_id)
 
+    def get_prompt(self, run_id: str) -> RunPrompt:
+        """Returns the whole prompt of a run, to be edited with `update_run` while the run waits.
+
+        Pass `revision=prompt.run.revision` there, so that an edit of another caller is not lost.
+        Raises RunNotFound.
+        """
+        return self._portal.call(self._inner.get_prompt, run_id)
+
     def list_runs(
         self,
         session_id: str | None = None,
@@ -635,15 +644,24 @@ class Client:
         self._portal.call(self._inner.delete_session, session_id)
 
     def list_messages(
-        self, session_id: str, *, run_id: str | None = None, page_size: int = 0
+        self,
+        session_id: str,
+        *,
+        run_id: str | None = None,
+        latest_turns: int = 0,
+        page_size: int = 0,
     ) -> Pager[Message]:
         """Lists the messages of a session, or of one of its runs, oldest first.
 
-        The iterator joins messages that were split between pages; `page` and `pages` do not.
-        `page_size` as in `list_runs`. The first step may raise SessionNotFound.
+        `latest_turns` limits them to this many turns, 0: all; `page_size` as in `list_runs`. The
+        iterator joins messages that were split between pages; `page` and `pages` do not. The first
+        step may raise SessionNotFound.
         """
         return Pager(
-            self._portal, self._inner.list_messages(session_id, run_id=run_id, page_size=page_size)
+            self._portal,
+            self._inner.list_messages(
+                session_id, run_id=run_id, latest_turns=latest_turns, page_size=page_size
+            ),
         )
 
     def list_agents(self) -> tuple[AgentInfo, ...]:
@@ -664,6 +682,7 @@ class Client:
         events: WebhookFilter | None = None,
         full: bool = False,
         enabled: bool = True,
+        run: WebhookRun | None = None,
     ) -> WebhookSecret:
         """Creates a webhook that delivers events from now on; returns it with its secret.
 
@@ -673,6 +692,8 @@ class Client:
             events: The events to deliver; None: all.
             full: Deliver whole events, and not only ids and states.
             enabled: False: events wait until it is enabled.
+            run: The single run whose events it delivers; None: those of all runs. It replaces the
+                webhook of the same name of that run.
 
         The call is not retried: after a lost response the webhook may exist. Raises
         InvalidArgument, QuotaExceeded.
@@ -684,15 +705,19 @@ class Client:
             events=events,
             full=full,
             enabled=enabled,
+            run=run,
         )
 
     def get_webhook(self, webhook_id: str) -> Webhook:
         """Returns a webhook with its health. Raises WebhookNotFound."""
         return self._portal.call(self._inner.get_webhook, webhook_id)
 
-    def list_webhooks(self, *, page_size: int = 0) -> Pager[Webhook]:
-        """Lists webhooks, most recently created first; `page_size` as in `list_runs`."""
-        return Pager(self._portal, self._inner.list_webhooks(page_size=page_size))
+    def list_webhooks(self, *, run_id: str = "", page_size: int = 0) -> Pager[Webhook]:
+        """Lists webhooks, most recently created first; `page_size` as in `list_runs`.
+
+        With a `run_id` only those of this run.
+        """
+        return Pager(self._portal, self._inner.list_webhooks(run_id=run_id, page_size=page_size))
 
     def update_webhook(
         self,

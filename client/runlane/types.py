@@ -137,6 +137,18 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class RunPrompt:
+    """The whole prompt of a run, as it is at the revision of `run`.
+
+    `run` is without the text of its RunComplete.
+    """
+
+    run: Run
+    text: str
+    attachments: tuple[Attachment, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunError:
     """Why a run failed.
 

@@ -22,6 +22,35 @@ class WebhookEventKind(StrEnum):
     UNKNOWN = "unknown"
 
 
+class WebhookFormat(StrEnum):
+    """What the bodies of deliveries look like."""
+
+    STANDARD = "standard"
+    A2A = "a2a"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookRun:
+    """Binds a webhook to a single run.
+
+    Attributes:
+        run_id: The run. It need not be accepted yet, but must be within an hour.
+        name: A name that is unique among the webhooks of the run.
+        format: What the bodies of deliveries look like.
+        authorization: The header Authorization of each delivery. The server returns only its
+            scheme.
+        notification_token: The header X-A2A-Notification-Token of each delivery. The server does
+            not return it.
+    """
+
+    run_id: str
+    name: str = ""
+    format: WebhookFormat = WebhookFormat.STANDARD
+    authorization: str = field(default="", repr=False)
+    notification_token: str = field(default="", repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class WebhookFilter:
     """Selects events. Each criterion that is given must match.
@@ -94,6 +123,7 @@ class Webhook:
         updated_at: When a caller last changed it.
         old_secret_expires_at: Until when the previous secret signs as well.
         health: How its deliveries are doing.
+        run: The run whose events it delivers; None: those of all runs.
     """
 
     webhook_id: str
@@ -106,6 +136,7 @@ class Webhook:
     updated_at: datetime
     old_secret_expires_at: datetime | None
     health: WebhookHealth
+    run: WebhookRun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +152,29 @@ _KIND_NUMBERS = {
     WebhookEventKind.INPUT_REQUESTED: pb.WEBHOOK_EVENT_KIND_INPUT_REQUESTED,
 }
 _KINDS = {number: kind for kind, number in _KIND_NUMBERS.items()}
+
+
+_FORMAT_NUMBERS = {
+    WebhookFormat.STANDARD: pb.WEBHOOK_FORMAT_STANDARD,
+    WebhookFormat.A2A: pb.WEBHOOK_FORMAT_A2A,
+}
+_FORMATS = {number: name for name, number in _FORMAT_NUMBERS.items()}
+
+
+def to_run(run: WebhookRun) -> pb.WebhookRun:
+    """Converts what binds a webhook to a run."""
+    return pb.WebhookRun(
+        run_id=run.run_id,
+        name=run.name,
+        format=_FORMAT_NUMBERS[WebhookFormat(run.format)],
+        authorization=run.authorization,
+        notification_token=run.notification_token,
+    )
+
+
+def _run(message: pb.WebhookRun) -> WebhookRun:
+    form = _FORMATS.get(message.format, WebhookFormat.UNKNOWN)
+    return WebhookRun(message.run_id, message.name, form, message.authorization)
 
 
 def to_filter(wanted: WebhookFilter) -> pb.WebhookFilter:
@@ -182,6 +236,7 @@ def webhook(message: pb.Webhook) -> Webhook:
             compacted_at=_time(health.compacted_at),
             confirmed=health.confirmed,
         ),
+        run=_run(message.run) if message.HasField("run") else None,
     )
 
 

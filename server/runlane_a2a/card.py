@@ -84,7 +84,7 @@ def make_card(addresses: Addresses, described: str = "") -> pb.AgentCard:
         raise ValueError(f"{missing[0]} is missing")
     _add_interfaces(card, addresses)
     card.capabilities.streaming = True
-    card.capabilities.push_notifications = False
+    card.capabilities.push_notifications = True
     card.capabilities.extended_agent_card = True
     card.security_schemes["bearer"].http_auth_security_scheme.scheme = "Bearer"
     card.security_requirements.add().schemes["bearer"].SetInParent()

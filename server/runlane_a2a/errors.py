@@ -65,6 +65,9 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
         "page_size": "pageSize",
         "page_token": "pageToken",
         "answer": "message.parts",
+        "run.authorization": "authentication",
+        "run.name": "id",
+        "run.notification_token": "token",
     }
 )
 """The A2A field for each field of ours that a caller can set."""
@@ -199,6 +202,9 @@ def _renamed(detail: any_pb2.Any) -> any_pb2.Any:
     if not detail.Unpack(bad_request):
         return detail
     for each in bad_request.field_violations:
+        if each.field in _FIELDS:
+            each.field = _FIELDS[each.field]
+            continue
         first, *rest = each.field.replace("[", ".[").split(".")
         each.field = ".".join([_FIELDS.get(first, first), *rest]).replace(".[", "[")
     packed = any_pb2.Any()

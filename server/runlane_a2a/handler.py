@@ -13,7 +13,6 @@ from a2a.server.request_handlers.request_handler import RequestHandler
 from a2a.types import a2a_pb2 as pb
 from a2a.utils.errors import (
     InvalidParamsError,
-    PushNotificationNotSupportedError,
     TaskNotCancelableError,
     UnsupportedOperationError,
 )
@@ -21,6 +20,7 @@ from a2a.utils.proto_utils import validate_proto_required_fields
 from google.protobuf.message import Message
 
 from runlane.client import Client
+from runlane.ids import new_id
 from runlane.inputs import InputAnswered, InputRequest, InputState
 from runlane.run_events import RunEvents
 from runlane.types import Run, RunEvent, RunState
@@ -29,7 +29,8 @@ from runlane_a2a.errors import refuse
 from runlane_a2a.history import history_of
 from runlane_a2a.incoming import check_message, read_new_task
 from runlane_a2a.parts import read_parts
-from runlane_a2a.questions import answer_id, find_request, is_repeated, read_answer
+from runlane_a2a.push import create_config, delete_config, get_config, list_configs
+from runlane_a2a.questions import answer_id, as_seen, find_request, is_repeated, read_answer
 from runlane_a2a.settings import Caller, Settings, caller_of
 from runlane_a2a.task_list import list_tasks
 from runlane_a2a.task_view import TaskView, Update
@@ -39,6 +40,8 @@ Event: TypeAlias = pb.Message | pb.Task | Update
 
 CANCEL_SECONDS = 20.0
 """Seconds that CancelTask waits for the agent to return; the task is cancelled in any case."""
+
+_PUSH = "configuration.taskPushNotificationConfig."
 
 SNAPSHOT_SECONDS = 10.0
 """Seconds to read the events of a live task up to now."""
@@ -177,26 +180,30 @@ class Handler(RequestHandler):
     async def on_create_task_push_notification_config(
         self, params: pb.TaskPushNotificationConfig, context: ServerCallContext
     ) -> pb.TaskPushNotificationConfig:
-        """Not supported."""
-        raise _no_push()
+        """Creates a config of a task, or replaces it."""
+        calls = await _calls_for(params, context)
+        return await create_config(params, calls)
 
     async def on_get_task_push_notification_config(
         self, params: pb.GetTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> pb.TaskPushNotificationConfig:
-        """Not supported."""
-        raise _no_push()
+        """Returns a config of a task."""
+        calls = await _calls_for(params, context)
+        return await get_config(params.task_id, params.id, calls)
 
     async def on_list_task_push_notification_configs(
         self, params: pb.ListTaskPushNotificationConfigsRequest, context: ServerCallContext
     ) -> pb.ListTaskPushNotificationConfigsResponse:
-        """Not supported."""
-        raise _no_push()
+        """Lists the configs of a task."""
+        calls = await _calls_for(params, context)
+        return await list_configs(params, calls)
 
     async def on_delete_task_push_notification_config(
         self, params: pb.DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> None:
-        """Not supported."""
-        raise _no_push()
+        """Deletes a config of a task."""
+        calls = await _calls_for(params, context)
+        await delete_config(params.task_id, params.id, calls)
 
     # --- The card --------------------------------------------------------------------------------
 
@@ -212,15 +219,17 @@ class Handler(RequestHandler):
     async def _send(self, params: pb.SendMessageRequest, caller: Caller) -> _Sent:
         _check(params)
         check_message(params)
-        if params.configuration.HasField("task_push_notification_config"):
-            raise _no_push()
         if params.message.task_id:
-            return await self._answer(params.message, caller)
+            return await self._answer(params, caller)
         new = read_new_task(params, self._settings, caller.run_id)
+        # Before the run is accepted, so that no event of it is missed, and a config that is refused
+        # starts nothing. Without a run it is deleted after an hour.
+        run_id = new.run_id or new_id()
+        await _configure_push(params, run_id, caller)
         handle = await caller.calls.run_accepted(
             new.context_id,
             new.content.text,
-            run_id=new.run_id or None,
+            run_id=run_id,
             attachments=new.content.attachments,
             metadata=new.labels,
             allow_missing=True,
@@ -228,7 +237,8 @@ class Handler(RequestHandler):
         )
         return _Sent(handle.run)
 
-    async def _answer(self, message: pb.Message, caller: Caller) -> _Sent:
+    async def _answer(self, params: pb.SendMessageRequest, caller: Caller) -> _Sent:
+        message = params.message
         run = await caller.calls.get_run(message.task_id)
         if message.context_id not in ("", run.session_id):
             raise refuse(InvalidParamsError, "is not that of the task", field="message.contextId")
@@ -242,8 +252,11 @@ class Handler(RequestHandler):
             )
         read_parts(message.parts, self._settings.modes)
         request = await self._open_request(message, caller)
+        await _configure_push(params, run.run_id, caller)
         receipt = await caller.calls.answer_input(
-            request, read_answer(message, request), answer_id=answer_id(message, request)
+            as_seen(message, request),
+            read_answer(message, request),
+            answer_id=answer_id(message, request),
         )
         if not receipt.accepted:
             raise refuse(
@@ -348,5 +361,25 @@ def _check(params: Message) -> None:
         raise refuse(InvalidParamsError, "the token decides it; leave it empty", field="tenant")
 
 
-def _no_push() -> PushNotificationNotSupportedError:
-    return PushNotificationNotSupportedError()
+async def _calls_for(params: Message, context: ServerCallContext) -> Client:
+    """The server as the caller sees it, once the task of a request is known to exist."""
+    _check(params)
+    calls = caller_of(context).calls
+    await calls.get_run(params.task_id)  # type: ignore[attr-defined] # of all four requests
+    return calls
+
+
+async def _configure_push(params: pb.SendMessageRequest, task_id: str, caller: Caller) -> None:
+    """Creates the config that comes with a message; a message that is sent again replaces it."""
+    if not params.configuration.HasField("task_push_notification_config"):
+        return
+    config, at = params.configuration.task_push_notification_config, _PUSH
+    if config.tenant:
+        raise refuse(
+            InvalidParamsError, "the token decides it; leave it empty", field=f"{at}tenant"
+        )
+    if config.task_id not in ("", task_id):
+        raise refuse(InvalidParamsError, "is not that of the message", field=f"{at}taskId")
+    config.task_id = task_id
+    config.id = config.id or task_id
+    await create_config(config, caller.calls, at=at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -92,6 +93,14 @@ def find_request(message: pb.Message, requests: Iterable[InputRequest]) -> Input
             _check_digest(each, data)
             return each
     raise _invalid(f"{REQUEST_ID} names no open question of this task")
+
+
+def as_seen(message: pb.Message, request: InputRequest) -> InputRequest:
+    """The question as its answer names it: an approval has no digest unless the caller sent it,
+    because only the caller knows what a person saw."""
+    if request.kind is not InputKind.APPROVAL or DIGEST in (data_of(message.parts) or {}):
+        return request
+    return replace(request, question_digest="")
 
 
 def read_answer(message: pb.Message, request: InputRequest) -> Answer:

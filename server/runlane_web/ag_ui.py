@@ -27,7 +27,11 @@ Event: TypeAlias = dict[str, Any]
 
 APPROVAL_SCHEMA = {
     "type": "object",
-    "properties": {"approved": {"type": "boolean"}, "reason": {"type": "string"}},
+    "properties": {
+        "approved": {"type": "boolean"},
+        "reason": {"type": "string"},
+        "questionDigest": {"type": "string"},
+    },
     "required": ["approved"],
 }
 

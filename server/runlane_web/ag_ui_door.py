@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -126,6 +126,7 @@ async def _resume(entries: Any, rendering: Rendering, client: Client) -> _Begun:
     keys = [entry.get("interruptId") if isinstance(entry, dict) else None for entry in entries]
     found = await _asked(keys, rendering, client)
     requests: list[tuple[InputRequest, Answer | None]] = []
+    digests: dict[str, str] = {}
     for n, (key, entry) in enumerate(zip(keys, entries, strict=True)):
         field = f"resume[{n}]"
         if not isinstance(key, str) or key not in found:
@@ -133,6 +134,7 @@ async def _resume(entries: Any, rendering: Rendering, client: Client) -> _Begun:
         is_given_up = entry.get("status") == "cancelled"
         request = found[key]
         requests.append((request, None if is_given_up else _answer(request, entry, field)))
+        digests[key] = _digest(request, entry, field)
     if len({request.run_id for request, _ in requests}) != 1:
         raise invalid("resume", "must be about one run")
     run_id = requests[0][0].run_id
@@ -141,7 +143,11 @@ async def _resume(entries: Any, rendering: Rendering, client: Client) -> _Begun:
         if answer is None:
             await client.cancel(run_id=run_id, reason="AG-UI: the question was cancelled")
             break
-        await client.answer_input(request, answer, answer_id=_answer_id(rendering, request))
+        await client.answer_input(
+            replace(request, question_digest=digests[request.input_request_id]),
+            answer,
+            answer_id=_answer_id(rendering, request),
+        )
     return begun
 
 
@@ -175,6 +181,18 @@ async def _begin_again(run_id: str, requests: Iterable[InputRequest], client: Cl
 def _answer_id(rendering: Rendering, request: InputRequest) -> str:
     """The idempotency key of an answer: the same call again gives the same answer."""
     return f"ag-ui:{rendering.run_id}:{request.input_request_id}"
+
+
+def _digest(request: InputRequest, entry: Mapping[str, Any], field: str) -> str:
+    """The digest that an answer names. Of an approval it is what the caller sends, if anything,
+    because only the caller knows what the person saw."""
+    if request.kind is not InputKind.APPROVAL:
+        return request.question_digest
+    payload = entry.get("payload")
+    found = payload.get("questionDigest", "") if isinstance(payload, dict) else ""
+    if not isinstance(found, str):
+        raise invalid(f"{field}.payload.questionDigest", "must be a string")
+    return found
 
 
 def _answer(request: InputRequest, entry: Mapping[str, Any], field: str) -> Answer:

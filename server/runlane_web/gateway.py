@@ -53,7 +53,8 @@ CORS = (
     (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE"),
     (
         b"access-control-allow-headers",
-        b"authorization, content-type, idempotency-key, last-event-id",
+        b"authorization, content-type, idempotency-key, last-event-id, "
+        b"mcp-method, mcp-name, mcp-protocol-version",
     ),
     (b"access-control-max-age", b"600"),
     (b"vary", b"Origin"),
@@ -266,7 +267,8 @@ class Gateway:
         raise Refused(
             code_pb2.FAILED_PRECONDITION,
             "SERVER_IS_OPEN",
-            "the server has no access control; start runlane-web with --own-token",
+            "the server has no access control; start runlane-web with --own-token, "
+            "or runlane mcp with --own-token-file",
         )
 
     # --- For other doors: see `Entry` ------------------------------------------------------------

@@ -36,7 +36,7 @@ def meta(**values: Any) -> pb.SendMessageRequest:
 
 def push() -> pb.SendMessageRequest:
     request = message("x")
-    request.configuration.task_push_notification_config.url = "https://example.com"
+    request.configuration.task_push_notification_config.url = "http://10.0.0.1/"
     return request
 
 
@@ -88,7 +88,28 @@ REFUSED: list[tuple[str, Message, int, str, str]] = [
     ("SendMessage", meta(runlane_hops="x"), -32602, "INVALID_PARAMS", "metadata.runlane.hops"),
     ("SendMessage", meta(runlane_hops=-1), -32602, "INVALID_PARAMS", "metadata.runlane.hops"),
     ("SendMessage", meta(runlane_hops=3), -32004, "TOO_MANY_HOPS", "metadata.runlane.hops"),
-    ("SendMessage", push(), -32003, "PUSH_NOTIFICATION_NOT_SUPPORTED", ""),
+    ("SendMessage", push(), -32602, "INVALID_ARGUMENT", "url"),
+    (
+        "CreateTaskPushNotificationConfig",
+        pb.TaskPushNotificationConfig(task_id="no", url="https://example.com"),
+        -32001,
+        "TASK_NOT_FOUND",
+        "",
+    ),
+    (
+        "ListTaskPushNotificationConfigs",
+        pb.ListTaskPushNotificationConfigsRequest(task_id="no"),
+        -32001,
+        "TASK_NOT_FOUND",
+        "",
+    ),
+    (
+        "DeleteTaskPushNotificationConfig",
+        pb.DeleteTaskPushNotificationConfigRequest(task_id="no", id="x"),
+        -32001,
+        "TASK_NOT_FOUND",
+        "",
+    ),
     ("SendMessage", negative(), -32602, "INVALID_PARAMS", "historyLength"),
     ("GetTask", pb.GetTaskRequest(id="no"), -32001, "TASK_NOT_FOUND", ""),
     ("GetTask", pb.GetTaskRequest(id="no", tenant="t"), -32602, "INVALID_PARAMS", "tenant"),

@@ -47,7 +47,9 @@ async def store_of(name: str) -> TaskStore:
     from a2a.server.tasks import DatabaseTaskStore  # noqa: PLC0415
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
 
-    store = DatabaseTaskStore(create_async_engine(f"sqlite+aiosqlite:///{name}"))
+    # By default a task fails after 5 seconds of waiting for the others.
+    engine = create_async_engine(f"sqlite+aiosqlite:///{name}", connect_args={"timeout": 60})
+    store = DatabaseTaskStore(engine)
     await store.initialize()
     return store
 

@@ -76,10 +76,12 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "by-past": curves.by_past,
     "by-subscribers": curves.by_subscribers,
     "a2a": peers.a2a,
+    "dbos": peers.dbos,
+    "restate": peers.restate,
     "before": before.before,
 }
 
-ASKED_FOR = {"a2a", "before"}
+ASKED_FOR = {"a2a", "dbos", "restate", "before"}
 """Measurements that run only by name: they need more than this checkout."""
 
 QUICK = {"rounds": 1, "seconds": 0.5, "warmup": 0.2}

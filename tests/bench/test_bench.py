@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 
-from bench import report, run
+from bench import report, run, wire
+from bench.bench import CACHE
+from bench.load import call, generator
 from bench.result import Budget, Curve, Figure, Results, Row, read
 from bench.streams import MAX_STREAMS, search
 
@@ -53,6 +60,49 @@ def test_agents_in_processes_yield_figures(tmp_path: Path) -> None:
     assert [row.name for row in results.rows] == ["agent-processes", "chat-agent-processes"]
     for row in results.rows:
         assert all(figure.value > 0 for figure in (*row.ours, *row.peer))
+
+
+class _Posts(BaseHTTPRequestHandler):
+    """Notes the paths of the requests; refuses those below /refused."""
+
+    protocol_version = "HTTP/1.1"
+    paths: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.paths.append(self.path)
+        self.send_response(503 if self.path.startswith("/refused") else 202)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@NEEDS_GO
+def test_posts_have_a_number_each_and_report_errors(tmp_path: Path) -> None:
+    name, command = generator(CACHE)
+    assert name == "go"
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Posts) as server:
+        Thread(target=server.serve_forever).start()
+        for folder in ("kept", "refused"):
+            job = {
+                "kind": "posts",
+                "address": f"127.0.0.1:{server.server_port}",
+                "prefix": wire.PREFIX,
+                "concurrency": 3,
+                "count": 20,
+                "first": 7,
+                "call": call(f"/{folder}/{wire.name(0)}/send", b'"hello"'),
+            }
+            done = subprocess.run(
+                command, input=json.dumps(job) + "\n\n", capture_output=True, text=True, check=True
+            )
+            result = json.loads(done.stdout.splitlines()[-1])["result"]
+            assert result["errors"] == (20 if folder == "refused" else 0), result
+        server.shutdown()
+    kept = sorted(path for path in _Posts.paths if path.startswith("/kept"))
+    assert kept == [f"/kept/{wire.name(number)}/send" for number in range(7, 27)]
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 49, 50, 51, 230, 1_700, MAX_STREAMS, 9_999])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from runlane.v1 import run_pb2
+from runlane.v1 import run_pb2, session_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane.v1 import session_service_pb2 as sessions_pb
 from support.command import finish, start
@@ -114,7 +114,9 @@ async def test_a_dropped_run_is_cancelled_with_its_receipt(peer: Peer) -> None:
 async def test_r47_the_queue_of_a_session_is_listed_in_the_order_of_its_starts(
     peer: Peer, arguments: tuple[str, ...]
 ) -> None:
-    snapshot = Streamed.Snapshot(active_run=run("a"), queue=[run("c"), run("b")])
+    snapshot = Streamed.Snapshot(
+        session=session_pb2.Session(session_id="s"), active_run=run("a"), queue=[run("c"), run("b")]
+    )
     peer.scripts["SubscribeSession"] = [
         (Streamed(session_id="s", cursor="c", snapshot=snapshot), HANG)
     ]

@@ -28,7 +28,7 @@ from runlane_server.agents.base import Turn
 from runlane_server.agents.functions import resumable
 from runlane_server.testing import LocalServer
 from support.assistant import accept, call, connected, refused
-from support.staging import say, wait
+from support.staging import SECONDS, say, script, wait
 
 ANSWER = "\u202eHello \x1b[2Jthere"
 """A text that a terminal would reorder and execute."""
@@ -87,16 +87,26 @@ async def test_labels_and_titles_of_others_are_visible(server: LocalServer) -> N
         assert session["metadata"] == {SHOWN: SHOWN}
 
 
+async def follow_until(assistant: Assistant, text: str, **run: Any) -> dict[str, Any]:
+    """Follows a run for a moment, again and again until it has said the text."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            part = await call(assistant, "follow_run", **run, timeout_seconds=0.2)
+            if part["text"] == text:
+                return part
+            assert not part["ended"]
+
+
 async def test_a_follow_that_is_not_over_says_where_it_goes_on(server: LocalServer) -> None:
     async with connected(server) as assistant:
         run_id = await accept(assistant, say("one "), wait("go"), say("two"), wait("end"))
         await server.gates.reached("go")
-        part = await call(assistant, "follow_run", run_id=run_id, timeout_seconds=0.2)
+        part = await follow_until(assistant, "one ", run_id=run_id)
         assert (part["ended"], part["text"], part["run"]["state"]) == (False, "one ", "active")
         server.gates.open("go")
         await server.gates.reached("end")
         more = {"run_id": run_id, "after_index": part["last_event_index"]}
-        part = await call(assistant, "follow_run", **more, timeout_seconds=0.2)
+        part = await follow_until(assistant, "two", **more)
         assert (part["ended"], part["text"], part["text_length"]) == (False, "two", 3)
         server.gates.open("end")
         rest = await call(assistant, "follow_run", **more)
@@ -162,6 +172,44 @@ async def test_lists_have_filters_and_pages(server: LocalServer) -> None:
         assert agent["name"] == "default"
 
 
+# --- The queue, and forks ------------------------------------------------------------------------
+
+
+async def test_a_waiting_run_is_edited_moved_sent_now_and_dropped(server: LocalServer) -> None:
+    async with connected(server) as assistant:
+        active = await accept(assistant, wait("go"))
+        first, second, third = [await accept(assistant, say(word)) for word in "abc"]
+        edited = await call(
+            assistant, "update_run", run_id=third, prompt=script(say("new")), labels={"by": "ann"}
+        )
+        assert edited["run"]["metadata"] == {"by": "ann"}
+        stale = await refused(assistant, "update_run", run_id=third, place="last", revision=0)
+        assert "EDIT_CONFLICT" in stale
+        await call(assistant, "update_run", run_id=third, place="first")
+        await call(assistant, "update_run", run_id=second, place="before", anchor_run_id=first)
+        receipt = await call(assistant, "cancel_runs", run_id=first)
+        assert [run["run_id"] for run in receipt["receipt"]["cancelled"]] == [first]
+        await call(assistant, "update_run", run_id=third, send_now="interrupt")
+        outcome = await call(assistant, "follow_run", run_id=third)
+        assert outcome["text"] == "new"
+        outcome = await call(assistant, "show_run", run_id=active)
+        assert outcome["run"]["state"] == "cancelled"
+        late = await refused(assistant, "update_run", run_id=third, place="first")
+        assert "ALREADY_STARTED" in late
+        ended = [await call(assistant, "follow_run", run_id=each) for each in (first, second)]
+        assert [each["run"]["state"] for each in ended] == ["cancelled", "completed"]
+
+
+async def test_a_fork_begins_with_the_finished_turns(server: LocalServer) -> None:
+    async with connected(server) as assistant, server.client() as client:
+        await call(assistant, "follow_run", run_id=await accept(assistant, say("one")))
+        forked = await call(assistant, "fork_session", session_id="s", new_session_id="copy")
+        again = await call(assistant, "fork_session", session_id="s", new_session_id="copy")
+        assert forked["session"]["session_id"] == again["session"]["session_id"] == "copy"
+        texts = [each.text async for each in client.list_messages("copy")]
+        assert texts[-1] == "one"
+
+
 # --- Errors --------------------------------------------------------------------------------------
 
 
@@ -178,6 +226,11 @@ async def test_lists_have_filters_and_pages(server: LocalServer) -> None:
         ("accept_run", {"session_id": "s", "prompt": "x", "agent": "no"}, ("AGENT_NOT_FOUND",)),
         ("accept_run", {"session_id": "s"}, ("prompt",)),
         ("list_runs", {"limit": 1000}, ("limit", "100")),
+        ("update_run", {"run_id": "none", "place": "first"}, ("RUN_NOT_FOUND",)),
+        ("update_run", {"run_id": "none"}, ("prompt", "nothing to change")),
+        ("update_run", {"run_id": "none", "place": "after"}, ("anchor_run_id",)),
+        ("update_run", {"run_id": "none", "prompt": "", "anchor_run_id": "x"}, ("anchor_run_id",)),
+        ("fork_session", {"session_id": "none"}, ("SESSION_NOT_FOUND",)),
         ("list_runs", {"page_token": "x"}, ("PAGE_TOKEN_INVALID", "page_token")),
     ],
 )
@@ -248,6 +301,26 @@ async def test_an_assistant_may_answer_where_it_is_allowed() -> None:
         assert outcome["text"] == "refused: Friday"
         late = await call(assistant, "answer_input", **answer, **digest, approved=True)
         assert not late["accepted_this_answer"]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", "null", "true"])
+async def test_a_text_that_looks_like_json_stays_text(text: str) -> None:
+    @resumable
+    async def curious(turn: Turn) -> AsyncGenerator[str, None]:
+        yield f"{turn.prompt.text} {await turn.ask('What?')}"
+
+    async with LocalServer(curious) as server, connected(server, allow_answers=True) as assistant:
+        accepted = await call(assistant, "accept_run", session_id="s", prompt=text)
+        run_id = accepted["run"]["run_id"]
+        (question,) = (await call(assistant, "follow_run", run_id=run_id))["input_requests"]
+        await call(
+            assistant,
+            "answer_input",
+            input_request_id=question["input_request_id"],
+            question_digest=question["question_digest"],
+            text=text,
+        )
+        assert (await call(assistant, "follow_run", run_id=run_id))["text"] == f"{text} {text}"
 
 
 async def test_a_question_that_is_not_shown_whole_cannot_be_answered() -> None:

@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
+import httpx2
 import pytest
 import pytest_asyncio
 from mcp import Client as Assistant
 from mcp import StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
 from runlane_server.access import tokens
@@ -107,6 +109,30 @@ def test_a_signal_ends_the_command_while_it_reads_stdin(end: signal.Signals) -> 
         assert '"serverInfo"' in process.stdout.readline()
         process.send_signal(end)
         assert process.wait(SECONDS) == -end
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_the_command_that_serves_http(
+    server: LocalServer, tmp_path: Path, end: signal.Signals
+) -> None:
+    (tmp_path / "own").write_text("own-token-of-this-door")
+    options = ("--http", "127.0.0.1:0", "--own-token-file", str(tmp_path / "own"))
+    command = (sys.executable, "-m", "runlane", "-S", server.address, "mcp", *options)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env=clean_environment()
+    )
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+    url = line.removeprefix("runlane mcp listening on ").strip()
+    headers = {"Authorization": "Bearer own-token-of-this-door"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=SECONDS) as http,
+        Assistant(streamable_http_client(url, http_client=http)) as assistant,
+    ):
+        assert (await call(assistant, "list_runs"))["runs"] == []
+    process.send_signal(end)
+    assert await process.wait() == {signal.SIGINT: 0, signal.SIGTERM: -signal.SIGTERM}[end]
+    assert await process.stdout.read() == b""
 
 
 async def test_the_role_of_the_token_of_the_command_holds_for_the_assistant(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ SWITCHES = [
     "log-content",
     "harness",
     "reload",
+    "require-question-digest",
     "webhook-unconfirmed",
 ]
 

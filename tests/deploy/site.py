@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the built site: nothing of it is remote, search finds every page, the Python API is whole.
+"""Checks the built site: nothing is remote, search finds every page, the Python API is whole.
 
 python tests/deploy/site.py SITE
 """
@@ -13,6 +13,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+SHIM = "assets/iframe-worker.js"
+OFFLINE = (SHIM, "search/search_index.js")
+"""What the search needs where there is no web server."""
 
 _LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"(?:https?:)?//[^\"]*\""
@@ -46,6 +50,8 @@ def main() -> None:
     index = json.loads((site / "search" / "search_index.json").read_text())
     found = {each["location"].partition("#")[0] or "index.html" for each in index["docs"]}
     faults += (f"{name}: search does not find it" for name in pages.keys() - found - {"404.html"})
+    faults += (f"{name}: is missing" for name in OFFLINE if not (site / name).is_file())
+    faults += (f"{name}: does not load {SHIM}" for name in pages if SHIM not in pages[name])
     anchors = {each for html in pages.values() for each in _ANCHOR.findall(html)}
     documented = {each.rpartition(".")[2] for each in anchors}
     modules = ("runlane/__init__.py", "runlane/harness/__init__.py", "runlane/worker/__init__.py")

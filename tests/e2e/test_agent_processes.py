@@ -268,7 +268,7 @@ async def test_a_process_that_ends_costs_the_runs_in_it_only(tmp_path: Path, pro
         for gate, handle in zip(gates, (beside, spared), strict=True):
             gate.open()
             assert (await handle.completed(SECONDS)).text.endswith("done")
-        assert "agent process exited" in server.log
+        await server.logs("agent process exited")
         # A turn that is lost on its way to a process that ends has a number, and does not count.
         retried = await _run(client, "retry", max_attempts=2)
         assert re.match(r"attempt [2-9] in ", retried.text)
@@ -289,7 +289,7 @@ async def test_r09_a_process_that_is_blocked_gets_no_runs_and_is_replaced(tmp_pa
         assert [it.run_id for it in receipt.cancelled] == [blocked.run_id]
         assert (await blocked.completed(SECONDS)).state is RunState.CANCELLED
         await wait_for_exit(pid)
-        assert "agent process killed: its code does not return" in server.log
+        await server.logs("agent process killed: its code does not return")
 
 
 async def test_signals_of_a_service_manager_leave_the_runs_alone(tmp_path: Path) -> None:
@@ -299,8 +299,7 @@ async def test_signals_of_a_service_manager_leave_the_runs_alone(tmp_path: Path)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             os.kill(pid, number)
         server.send(signal.SIGTERM)
-        while '"draining"' not in server.log:
-            await asyncio.sleep(0)
+        await server.logs('"draining"')
         subscription = asyncio.create_task(held.completed())
         gate.open()
         assert (await subscription).text == f"<{pid}>done"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -130,8 +129,7 @@ async def test_prompt_for_a_draining_server_waits_and_the_stream_is_not_called_l
         screen.type(typed(script(say("streaming "), *at_latch("one"))))
         await screen.shows("streaming <one>")
         server.send(signal.SIGTERM)
-        while '"draining"' not in server.log:
-            await asyncio.sleep(0)
+        await server.logs('"draining"')
         screen.type(typed("later"))
         await screen.shows("not sent yet: the server is shutting down")
         assert "reconnecting" not in screen.screen
@@ -161,3 +159,79 @@ async def test_chat_is_for_people(server: ServerProcess) -> None:
     code, out, err = await command(server, "chat", "s")
     assert (code, out) == (2, "")
     assert "a chat needs a terminal" in err
+
+
+async def test_the_latest_turns_of_a_session_are_shown_first_and_once(
+    server: ServerProcess, client: Client
+) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        handle = await client.run_accepted("s", script(say(f"<{name}>")), allow_missing=True)
+        await handle.completed()
+    long = "\n".join(f"line {n}" for n in range(100)) + "y" * 3_000
+    await (await client.run_accepted("s", script(say(long)))).completed()
+    steps = [say("begun "), *at_latch("open")]
+    active = await client.run_accepted("s", script(*steps))
+    async with on_terminal(server, "chat", "--turns", "4", "s") as screen:
+        await screen.shows("begun <open>")
+        shown = screen.screen
+        assert "1 earlier turn: runlane messages s" in shown
+        assert "<alpha>" not in shown
+        assert shown.index("<beta>") < shown.index("<gamma>") < shown.index("begun <open>")
+        assert "\nline 39" in shown
+        assert "y" * 3_000 not in shown.replace("\r", "").replace("\n", "")
+        assert "60 more lines" in shown
+        assert "\nline 40" not in shown
+        await client.cancel("s", run_id=active.run_id)
+        await screen.shows("cancelled")
+        screen.type(typed(script(say("<delta>"))))
+        await screen.shows("<delta>")
+        await leave(screen)
+        assert screen.screen.count("<gamma>") == 2  # prompt and answer
+
+
+async def test_a_prompt_of_this_chat_is_shown_whole_when_its_run_starts(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script(*at_latch("one"))))
+        await screen.shows("<one>")
+        screen.type(typed(script(say("x" * 300))))
+        await screen.shows("queued: [{")
+        screen.type(ESC)
+        await screen.shows("which was active")
+        latest = (await client.list_runs("s").page()).items[0]
+        await client.wait_run(latest.run_id)
+        await leave(screen)
+        shown = screen.screen.replace("\r", "").replace("\n", "")
+        assert shown.count("x" * 300) == 2  # prompt and answer
+
+
+async def test_r46_up_edits_the_prompt_that_was_queued_last(
+    server: ServerProcess, client: Client
+) -> None:
+    up = b"\x1b[A"
+    async with chatting(server) as screen:
+        screen.type(typed(script(*at_latch("one"))))
+        await screen.shows("<one>")
+        screen.type(b"first\r")
+        await screen.shows("queued: first")
+        screen.type(("w" * 300).encode() + b"\r")
+        await screen.shows("queued: www")
+        screen.type(up)
+        await screen.shows("a queued prompt:")
+        screen.type(b" more\r")
+        await screen.shows("changed the queued prompt")
+        latest = (await client.list_runs("s").page()).items[0]
+        prompt = await client.get_prompt(latest.run_id)
+        assert (prompt.text, prompt.run.revision) == ("w" * 300 + " more", 1)
+        await client.update_run(latest.run_id, prompt="theirs")
+        await screen.shows("queued: theirs")
+        screen.type(up)
+        await screen.shows("a queued prompt:", times=2)
+        await client.update_run(latest.run_id, prompt="again")
+        screen.type(b" mine\r")
+        await screen.shows("not changed: ")
+        await screen.shows("theirs mine")
+        screen.type(b"\x03")
+        await leave(screen)
+        assert (await client.get_prompt(latest.run_id)).text == "again"

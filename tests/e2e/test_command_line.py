@@ -364,6 +364,100 @@ async def test_listings_on_a_narrow_terminal_do_not_break_ids(
 # --- Errors ------------------------------------------------------------------------------------
 
 
+# --- Names that are misspelt ----------------------------------------------------------------------
+
+NO_SESSION = (1, "", "Error: there is no session 'nosuch'\n")
+
+
+async def test_a_list_of_an_unknown_session_is_an_error(server: ServerProcess) -> None:
+    listings = (
+        ("queue", "nosuch"),
+        ("queue", "list", "nosuch", "--json"),
+        ("runs", "-s", "nosuch"),
+        ("runs", "--json", "--total", "-s", "nosuch"),
+        ("answer", "-s", "nosuch"),
+        ("messages", "nosuch"),
+    )
+    for listing in listings:
+        code, out, err = await command(server, *listing)
+        assert (code, out, err.removeprefix("0 in all\n")) == NO_SESSION, listing
+
+
+async def test_a_known_session_without_runs_is_an_empty_list(
+    server: ServerProcess, wire: Wire
+) -> None:
+    await wire.client.create_session("idle")
+    for listing in (("queue", "idle"), ("runs", "-s", "idle"), ("answer", "-s", "idle")):
+        assert await command(server, *listing) == (0, "", ""), listing
+
+
+async def test_a_follower_of_an_unknown_session_says_that_it_waits(server: ServerProcess) -> None:
+    followers = (
+        (("follow", "nosuch"), b"no run or session nosuch; waiting"),
+        (("follow", "nosuch", "--json"), b"no run or session nosuch; waiting"),
+        (("watch", "-s", "nosuch"), b"no session nosuch; waiting"),
+    )
+    for arguments, said in followers:
+        process = await start_command(server, *arguments)
+        assert process.stderr is not None
+        async with asyncio.timeout(SECONDS):
+            assert (await process.stderr.readline()).startswith(said)
+        process.send_signal(signal.SIGINT)
+        await finish_command(process)
+
+
+# --- Edits in an editor ---------------------------------------------------------------------------
+
+
+def editor(folder: Path, code: str) -> str:
+    """A command that changes `text`, the content of the file that it is called with."""
+    program = folder / "editor.py"
+    program.write_text(
+        "import pathlib, subprocess, sys\n"
+        "file = pathlib.Path(sys.argv[1])\n"
+        f"text = file.read_text()\n{code}\nfile.write_text(text)\n"
+    )
+    return f"{sys.executable} {program}"
+
+
+def taken(file: Path) -> str:
+    """The content of a file, which is removed."""
+    text = file.read_text()
+    file.unlink()
+    return text
+
+
+async def test_r46_the_whole_prompt_of_a_waiting_run_is_edited_in_an_editor(
+    server: ServerProcess, wire: Wire, tmp_path: Path
+) -> None:
+    active = await wire.start_blocked("s", "g")
+    waiting = await wire.client.run_accepted("s", "x" * 1_000)
+
+    def edited(change: str, run_id: str = waiting.run_id) -> AbstractAsyncContextManager[Terminal]:
+        settings = environment(server.address) | {"EDITOR": editor(tmp_path, change)}
+        return at_terminal([RUNLANE, "queue", "edit", run_id], settings)
+
+    async with edited("assert text == 1_000 * 'x'; text += 'y\\n'") as terminal:
+        assert await terminal.wait() == 0, terminal.screen
+    assert (await fields(server, "show", waiting.run_id, "--prompt")) == [[1_000 * "x" + "y"]]
+    async with edited("") as terminal:
+        assert await terminal.wait() == 0
+        assert "not changed" in terminal.screen
+    theirs = f"subprocess.run([{RUNLANE!r}, 'queue', 'edit', '--prompt', 'b', {waiting.run_id!r}])"
+    async with edited(f"{theirs}; text = 'mine'") as terminal:
+        assert await terminal.wait() == 1
+        assert "is at revision 2" in terminal.screen
+        (kept,) = re.findall(r"kept in (\S+)", terminal.screen)
+    assert taken(Path(kept)) == "mine"
+    assert (await wire.client.get_prompt(waiting.run_id)).text == "b"
+    async with edited("text = 'late'", active.run_id) as terminal:
+        assert await terminal.wait() == 1
+        assert "has left the queue; it is active" in terminal.screen
+    piped = await command(server, "queue", "edit", "--prompt", "-", waiting.run_id, stdin="piped")
+    assert piped == (0, f"{waiting.run_id}\n", "")
+    assert (await wire.client.get_prompt(waiting.run_id)).text == "piped"
+
+
 async def test_an_error_is_one_line(server: ServerProcess) -> None:
     cases = [
         (("messages", "none"), 1, "there is no session 'none'"),

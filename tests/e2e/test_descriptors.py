@@ -35,8 +35,7 @@ async def test_a_token_revoked_without_descriptors_loses_its_access_afterwards(
         limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (STANDARD_STREAMS, limits[1]))
         editing.remove(access, "ci")
-        while "Too many open files" not in server.log:
-            await asyncio.sleep(0.05)
+        await server.logs("Too many open files")
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
         with pytest.raises(Unauthenticated):
             await list_forever(client)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.sqlite("the pages name their stores")
 
 WALK_SECONDS = 90.0
 
-MODEL, METRICS, HTTP = "127.0.0.1:8000", "9464", "8080"
+MODEL, METRICS, HTTP = "127.0.0.1:8000", "9464", ("8080", "8081", "9080")
 """The addresses of a model, of the metrics and of HTTP on the pages; each walk has its own."""
 
 DOCUMENTS = sorted(
@@ -54,7 +54,8 @@ REASONS = {
 @asynccontextmanager
 async def reachable(page: str) -> AsyncIterator[str]:
     """The page, with ports of this walk for the metrics, HTTP and a model."""
-    page = page.replace(METRICS, str(free_port())).replace(HTTP, str(free_port()))
+    for port in (METRICS, *HTTP):
+        page = page.replace(port, str(free_port()))
     if MODEL not in page:
         yield page
         return

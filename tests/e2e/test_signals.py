@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pty
 import signal
@@ -24,22 +23,14 @@ AT_TERMINAL = (
 )
 
 
-async def logs(process: ListeningProcess, text: str) -> None:
-    """Returns once the log contains the text."""
-    async with asyncio.timeout(SECONDS):
-        while text not in process.log:
-            assert not process.has_ended, process.log
-            await asyncio.sleep(0.02)
-
-
 async def test_sighup_reloads_files_and_the_server_goes_on(tmp_path: Path) -> None:
     access = tmp_path / "access.toml"
     access.write_text("")
     async with serving(tmp_path, "--access", str(access)) as server:
         access.write_text("# changed\n")
         server.send(signal.SIGHUP)
-        await logs(server, '"reloading files"')
-        await logs(server, '"access file reloaded"')
+        await server.logs('"reloading files"')
+        await server.logs('"access file reloaded"')
         assert not server.has_ended
         assert await server.stop() == 0
 
@@ -75,7 +66,7 @@ async def test_several_processes_reload_and_go_on(tmp_path: Path, postgres_url: 
     server = ServerProcess(tmp_path, *flags)
     await server.start()
     server.send(signal.SIGHUP)
-    await logs(server, '"reloading files"')
+    await server.logs('"reloading files"')
     assert await server.stop() == 0
 
 

@@ -175,7 +175,7 @@ async def test_the_database_holds_no_secret(tmp_path: Path, served: Endpoint) ->
     async with serving(tmp_path, *ALLOWED) as server, Client(server.address) as client:
         plain = await client.create_webhook(served.url)
         await until(client, plain.webhook.webhook_id, lambda it: it.health.confirmed)
-        assert "not encrypted in the store; use --webhook-keys" in server.log
+        await server.logs("not encrypted in the store; use --webhook-keys")
     async with (
         serving(tmp_path, *ALLOWED, "--webhook-keys", str(keys)) as server,
         Client(server.address) as client,

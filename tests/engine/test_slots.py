@@ -540,3 +540,14 @@ def test_r32_lanes_that_no_worker_serves_take_no_room_from_others() -> None:
     assert slots.agent_share("w") == AgentShare("w", 1)
     assert slots.take(key(QUIET), "w")
     assert slots.agent_share("w") == AgentShare("w", 0)
+
+
+def test_r32_a_lane_that_is_queued_again_before_it_uses_its_grant_has_one_slot() -> None:
+    node, lane = Node(2), key(QUIET)
+    node.slots.enqueue(lane)
+    node.slots.enqueue(lane)
+    # It is looked at again: it may have changed since.
+    assert node.called == [lane, lane]
+    assert node.slots.free == 1
+    node.slots.settle(lane, running=False, can_start=False)
+    assert node.slots.free == 2

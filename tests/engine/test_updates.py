@@ -223,6 +223,53 @@ async def test_r46_a_run_that_left_the_queue_is_named_with_its_state(store: Stor
         assert (await node.coordinator.get_run("b")).revision == 0
 
 
+async def test_r46_a_waiting_run_is_read_with_its_whole_prompt(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        prompt = Prompt("x" * 1_000, (Attachment("f", "image/png", b"\0" * 2_000),))
+        await accept(node, "b")
+        await update(node, "b", text=prompt.text, attachments=prompt.attachments)
+        assert await node.coordinator.updates.read("default", "b") == (
+            await node.coordinator.get_run("b"),
+            prompt,
+        )
+        for run_id, missing in (("", RunMissing), ("unknown", RunNotFound)):
+            with pytest.raises(missing):
+                await node.coordinator.updates.read("default", run_id)
+        node.latches.open("l")
+
+
+async def test_r46_a_prompt_is_read_at_the_revision_of_its_run(store: Store) -> None:
+    async with running(store) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await accept(node, "b")
+
+        async def edit() -> None:
+            for n in range(1, 20):
+                await update(node, "b", text=f"revision {n}")
+
+        editor = asyncio.create_task(edit())
+        while not editor.done():
+            run, prompt = await node.coordinator.updates.read("default", "b")
+            first = script(say("says b"))
+            assert prompt.text == (f"revision {run.revision}" if run.revision else first)
+            await asyncio.sleep(0)  # a memory store never waits
+        await editor
+        node.latches.open("l")
+
+
+async def test_r46_a_prompt_grows_only_as_far_as_a_message_holds_it(store: Store) -> None:
+    most = 3 << 20
+    limits = Limits(max_prompt_bytes=most, max_attachment_bytes=most)
+    async with running(store, limits=limits) as node:
+        await node.start_blocked("s", "l", run_id="a")
+        await node.accept("s", "x" * most, run_id="b")
+        with pytest.raises(PromptTooLarge, match="with names and prompt"):
+            await update(node, "b", attachments=(Attachment("f", "x/y", b"x" * (1 << 20)),))
+        await update(node, "b", attachments=(Attachment("f", "x/y", b"x" * (1 << 19)),))
+        node.latches.open("l")
+
+
 BAD: Mapping[str, tuple[dict[str, Any], type[Exception]]] = {
     "nothing": ({}, InvalidArgument),
     "before itself": ({"move": Move(Place.BEFORE, "b")}, InvalidArgument),

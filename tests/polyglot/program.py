@@ -130,7 +130,7 @@ class Programs:
     async def launch(self, *words: str, env: Mapping[str, str]) -> Program:
         """Starts the program with these arguments and additional environment variables."""
         process = await asyncio.create_subprocess_exec(
-            *self._project.argv(),
+            *self._project.command(),
             *words,
             stdin=DEVNULL,
             stdout=PIPE,

@@ -24,6 +24,15 @@ ODD = Path(__file__).parent / "odd"
 EXAMPLES = ROOT / "examples"
 LOCKS = ROOT / ".cache" / "polyglot"
 
+CARGO = LOCKS / "cargo"
+CARGO_ENVIRONMENT = {
+    "CARGO_TARGET_DIR": str(CARGO),
+    "CARGO_INCREMENTAL": "0",
+    "CARGO_PROFILE_DEV_DEBUG": "0",
+}
+"""The programs in Rust share the libraries that cargo has compiled: each takes a minute to compile
+them."""
+
 BUILD_SECONDS = 900.0
 """Timeout of a build; the first one downloads libraries."""
 
@@ -52,6 +61,11 @@ class Project(ABC):
     def argv(self) -> tuple[str, ...]:
         """The command that runs the program, without its arguments."""
 
+    def command(self) -> tuple[str, ...]:
+        """The same, with the program where the build has put it."""
+        first, *rest = self.argv()
+        return (re.sub("^target/", f"{CARGO}/", first), *rest)
+
     def build(self, session: str) -> None:
         """Builds the program once per `session` of tests, in the first process that asks.
 
@@ -66,7 +80,7 @@ class Project(ABC):
                 code = subprocess.run(
                     ["sh", "-euc", self.build_commands()],
                     cwd=self.folder,
-                    env=environment(),
+                    env=environment(CARGO_ENVIRONMENT),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -2,7 +2,8 @@
 
 For the prompt `wordless` an agent fails with an error that has no text, for `no text` with one of
 the library that has a reason only. For `early` it uses its turn no more and works on, for `clone`
-it keeps it in a task, and for `nothing` its step and its result have no value. Else it says `ok`.
+it keeps it in a task, for `half` its texts have halves of characters, and for `nothing` its step
+and its result have no value. Else it says `ok`.
 """
 
 from __future__ import annotations
@@ -60,3 +61,12 @@ async def test_w12_a_step_may_have_no_result(odd_workers: Programs, folder: Path
     async with served(folder) as (node, client):
         await launched(odd_workers, node.address)
         assert await said(client, "s", "nothing") == "ok"
+
+
+async def test_w12_texts_that_no_message_can_have_are_mended(
+    odd_workers: Programs, folder: Path
+) -> None:
+    # The key of a step among them: the server answers with the key that was sent.
+    async with served(folder) as (node, client):
+        await launched(odd_workers, node.address)
+        assert await said(client, "s", "half") == "ok"

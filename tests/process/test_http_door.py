@@ -133,9 +133,7 @@ async def test_the_process_is_started_once_the_machine_has_room_again(tmp_path: 
         soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (1, hard))
         os.kill(first, signal.SIGKILL)
-        async with asyncio.timeout(20):
-            while "http process not started" not in process.log:
-                await asyncio.sleep(0.01)
+        await process.logs("http process not started")
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
         transport = httpx2.AsyncHTTPTransport(retries=10)
         async with httpx2.AsyncClient(
@@ -277,9 +275,7 @@ async def test_health_says_whether_http_is_served(tmp_path: Path) -> None:
         # So that no other can be started.
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (1, hard))
         os.kill(first, signal.SIGKILL)
-        async with asyncio.timeout(20):
-            while "http process not started" not in process.log:
-                await asyncio.sleep(0.01)
+        await process.logs("http process not started")
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
         async with asyncio.timeout(20):
             seen = [await asyncio.to_thread(http_health, process)]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from runlane_server.access import access_file, control, entries, jwts, node_keys, tokens
 from runlane_server.process import security
-from runlane_server.rpc import middleware, runs
+from runlane_server.rpc import middleware, runs, webhooks
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.runs import RunService
 from runlane_server.rpc.sessions import SessionService
@@ -45,6 +45,14 @@ REMOVED = (
         control.AccessControl,
         "permit",
         "not any(is_allowed(role, method) for role in caller.roles)",
+        "False",
+        "roles",
+    ),
+    Removed(
+        "callers who start runs manage all webhooks",
+        webhooks,
+        "_check_scope",
+        "not may_manage_webhooks(CALLER.get().roles)",
         "False",
         "roles",
     ),
@@ -124,7 +132,7 @@ REMOVED = (
         "the expiry of a token is not read",
         entries,
         "_token",
-        "None if expires is None else expires.timestamp()",
+        'expires = _time(table, "expires")',
         "None",
         "expired",
     ),

@@ -24,6 +24,7 @@ from support import server as processes
 from support.raw_http2 import INITIAL_WINDOW, raw_connection
 from support.rpc_wire import refused, serving
 from support.staging import script
+from support.wire import Wire
 
 SECONDS = 20.0
 
@@ -160,8 +161,7 @@ async def test_a_path_that_is_not_utf8_disturbs_no_other_call(tmp_path: Path) ->
         processes.serving(tmp_path, "--agent", "scripted") as server,
         Client(server.address) as client,
     ):
-        wait, end = {"wait": "g"}, {"text": "done"}
-        handle = await client.run_accepted("s", script(wait, end), allow_missing=True)
+        handle = await Wire(client).start_blocked("s", "g")
         channel = grpc.aio.insecure_channel(server.address)
         stream: Any = run_service_pb2_grpc.RunServiceStub(channel).SubscribeRunComplete(
             pb.SubscribeRunCompleteRequest(cursor=handle.cursor or "")

@@ -93,3 +93,28 @@ async def test_fork_takes_a_token_of_the_rate() -> None:
         assert names_quota(await refused(fork(both.limited, "s")), "accepts_per_second is 0.001")
         # A repetition that finds its session needs none.
         await fork(both.limited, "s", new_session_id="fork")
+
+
+async def test_the_latest_turns_of_a_transcript_are_listed_page_by_page() -> None:
+    async with tenants() as both:
+        client = both.free
+        for text in ("one", "two", "three"):
+            await ran(client, "s", text)
+        await fork(client, "s", new_session_id="fork")
+        whole = await transcript(client, "s")
+        for session_id in ("s", "fork"):
+            for turns, count in ((1, 2), (2, 4), (3, 6), (9, 6), (0, 6), ((1 << 31) - 1, 6)):
+                request = pb.ListMessagesRequest(
+                    session_id=session_id, latest_turns=turns, page_size=3
+                )
+                got: list[Any] = []
+                while not got or request.page_token:
+                    listed = await client.wire.sessions.ListMessages(
+                        request, metadata=client.metadata
+                    )
+                    got += listed.messages
+                    request.page_token = listed.next_page_token
+                assert got == whole[-count:], (session_id, turns)
+        negative = pb.ListMessagesRequest(session_id="s", latest_turns=-1)
+        error = await refused(client.wire.sessions.ListMessages(negative, metadata=client.metadata))
+        assert (error.reason, error.fields) == ("INVALID_ARGUMENT", ["latest_turns"])

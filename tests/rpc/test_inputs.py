@@ -2,6 +2,7 @@ r"""Answers on the wire: JSON that no store or parser takes is refused, and name
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from runlane.v1 import input_pb2
 from runlane.v1 import run_service_pb2 as pb
 from runlane_server.access.caller import ANONYMOUS, CALLER, CREDENTIALS, Credentials
+from runlane_server.agents.questions import MAX_ANSWER_BYTES
 from runlane_server.core.errors import AnswerInvalid
 from runlane_server.rpc.inputs import answer_input
 
@@ -51,3 +53,12 @@ def test_json_that_cannot_be_stored_is_refused(text: str) -> None:
 
 def test_a_pair_of_surrogates_is_a_character() -> None:
     assert answer_input(form(r'{"a":"\ud83d\ude00"}')).value_json == '{"a": "\U0001f600"}'
+
+
+def test_escapes_of_a_sender_do_not_count_against_the_limit() -> None:
+    value = {"a": "漢" * (MAX_ANSWER_BYTES // 3 - 10)}
+    kept = answer_input(form(json.dumps(value))).value_json
+    assert json.loads(kept) == value
+    assert len(kept.encode()) < MAX_ANSWER_BYTES < len(json.dumps(value))
+    with pytest.raises(AnswerInvalid, match="form_json: has more than"):
+        answer_input(form("{" + " " * 6 * MAX_ANSWER_BYTES))

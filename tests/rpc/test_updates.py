@@ -75,6 +75,37 @@ async def test_r47_followers_of_a_session_see_edits_and_moves() -> None:
         wire.latches.open("l")
 
 
+async def test_r46_the_whole_prompt_of_a_waiting_run_can_be_read() -> None:
+    async with serving() as wire:
+        await queued(wire, "b")
+        files = [
+            run_pb2.Attachment(name="n", mime_type="text/plain", text="note"),
+            run_pb2.Attachment(name="p", mime_type="image/png", data=b"\0\xff"),
+        ]
+        await update(wire, "b", prompt="y" * 300 + "é", attachments=files)
+        got = await wire.runs.GetRun(pb.GetRunRequest(run_id="b", with_prompt=True))
+        assert got.prompt == run_pb2.RunPrompt(text="y" * 300 + "é", attachments=files)
+        assert (got.run.revision, got.run.prompt_excerpt) == (1, "y" * 256)
+        bare = await wire.runs.GetRun(pb.GetRunRequest(run_id="b"))
+        assert (bare.run, bare.HasField("prompt")) == (got.run, False)
+        missing = wire.runs.GetRun(pb.GetRunRequest(run_id="no", with_prompt=True))
+        assert (await refused(missing)).reason == "RUN_NOT_FOUND"
+        wire.latches.open("l")
+
+
+async def test_a_run_that_ended_is_returned_with_its_prompt_and_without_its_text() -> None:
+    async with serving() as wire:
+        prompt = script(say("x" * 1_000))
+        accepted = pb.RunAcceptedRequest(
+            session_id="s", run_id="a", prompt=prompt, allow_missing=True
+        )
+        await wire.runs.RunAccepted(accepted)
+        await wire.runs.WaitRun(pb.WaitRunRequest(run_id="a"))
+        got = await wire.runs.GetRun(pb.GetRunRequest(run_id="a", with_prompt=True))
+        assert (got.prompt.text, got.run.run_complete.text) == (prompt, "")
+        assert got.run.state == run_pb2.RUN_STATE_COMPLETED
+
+
 async def test_r46_a_run_that_started_is_refused_with_the_active_run() -> None:
     async with serving() as wire:
         await queued(wire, "b")

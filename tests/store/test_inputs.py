@@ -133,6 +133,37 @@ async def test_r44_a_request_outlives_its_attempt(store: Store, story: Story) ->
     assert InputAnswered(name) in await bodies(story, "a")
 
 
+async def test_r44_a_session_tells_whether_only_an_answer_goes_on_with_its_run(
+    store: Store, story: Story
+) -> None:
+    await story.accept("a")
+    await story.start()
+    names = await ask(story, question("k"), question("l"), park=True)
+
+    async def asks() -> bool:
+        (busy,) = await store.busy_sessions()
+        assert busy.active
+        return busy.asks
+
+    # No node restores the work of a store that it shares.
+    assert await asks() is (store.cluster is None)
+    await answer(story, "a", names[0])
+    assert await asks() is (store.cluster is None)
+    await answer(story, "a", names[1])
+    assert not await asks()
+
+
+async def test_r43_a_session_with_a_run_that_an_expiry_ends_does_not_ask(
+    store: Store, story: Story
+) -> None:
+    await story.accept("a")
+    await story.start()
+    names = await ask(story, question("k", timeout=1), question("l"), park=True)
+    await expire(story, "a", names[0])
+    (busy,) = await store.busy_sessions()
+    assert (busy.active, busy.asks) == (True, False)
+
+
 async def test_r44_a_parked_run_is_read_back(store: Store, story: Story) -> None:
     await story.accept("a")
     await story.start()

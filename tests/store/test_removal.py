@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from runlane_server.core import lane as rules
@@ -20,7 +22,7 @@ RUNS = 450
 async def fill(story: Story, count: int = RUNS) -> None:
     """Runs that a cancel has ended, in one commit."""
     base = story.lane
-    merged = Transition[None](base)
+    merged: Transition[Any] = Transition(base)
     for n in range(count):
         merged = merged.then(story.accepting(request(f"r{n}")))
         story.lane = merged.lane

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
 from runlane_server.core.model import RunState
 from runlane_server.store.base import Store
 from runlane_server.store.webhooks import (
+    A2A,
     INPUT_REQUESTED,
     RUN_ENDED,
     START,
     Held,
+    Most,
+    OfRun,
     Place,
     Progress,
     Webhook,
     WebhookFilter,
     WebhookKey,
+    encode_webhook,
 )
 from support.asking import answer, ask, question
 from support.story import MANY, TENANT, Story
 
 KEY = WebhookKey(TENANT, "hook")
+
+MOST = Most(100, 10)
 
 PROGRESS = Progress(
     cursor=Place(7, 2),
@@ -68,7 +75,7 @@ def webhook(key: WebhookKey = KEY, **changes: Any) -> Webhook:
 
 
 async def test_r55_a_webhook_is_stored_whole(store: Store) -> None:
-    await store.webhooks.create(webhook(), most=100)
+    await store.webhooks.create(webhook(), most=MOST)
     assert await store.webhooks.get(KEY) == webhook()
     assert await store.webhooks.get(WebhookKey("other", "hook")) is None
     assert await store.webhooks.delete(KEY)
@@ -76,10 +83,42 @@ async def test_r55_a_webhook_is_stored_whole(store: Store) -> None:
     assert await store.webhooks.get(KEY) is None
 
 
+def of_run(name: str, run_id: str = "r\x00", tenant: str = TENANT) -> Webhook:
+    bound = OfRun(run_id, name, A2A, '{"Authorization":"Bearer \x00"}', "Bearer")
+    return webhook(WebhookKey(tenant, f"{run_id}:{name}"), of_run=bound)
+
+
+async def test_r55_a_webhook_of_a_run_is_stored_whole_and_counts_for_its_run(
+    store: Store,
+) -> None:
+    most = Most(3, 2)
+    assert await store.webhooks.create(webhook(), most=Most(1, 1))
+    made = of_run("a")
+    assert await store.webhooks.create(made, most=most)
+    assert await store.webhooks.get(made.key) == made
+    # A server of before would deliver the events of all runs, if it could read this.
+    assert "url" not in json.loads(encode_webhook(made).settings)
+    other = replace(made, secrets=("other",), url="https://example.org/other")
+    assert not await store.webhooks.create(other, most=most)  # it exists
+    assert await store.webhooks.get(made.key) == made
+    assert await store.webhooks.create(of_run("b"), most=most)
+    assert not await store.webhooks.create(of_run("c"), most=most)  # one too many of the run
+    assert await store.webhooks.create(of_run("c", "r2"), most=most)
+    assert not await store.webhooks.create(of_run("d", "r3"), most=most)  # of the tenant
+    assert await store.webhooks.create(of_run("a", tenant="other"), most=most)
+    assert not await store.webhooks.create(webhook(WebhookKey(TENANT, "x")), most=Most(1, 1))
+    page = await store.webhooks.list(TENANT, after=None, limit=1, run_id="r\x00")
+    assert [it.key.webhook_id for it in page.items] == ["r\x00:b"]
+    page = await store.webhooks.list(TENANT, after=page.next, limit=9, run_id="r\x00")
+    assert ([it.key.webhook_id for it in page.items], page.next) == (["r\x00:a"], None)
+    everything = await store.webhooks.list(TENANT, after=None, limit=9)
+    assert len(everything.items) == 4
+
+
 async def test_webhooks_are_listed_by_tenant_the_latest_first(store: Store) -> None:
     for n in range(5):
-        await store.webhooks.create(webhook(WebhookKey(TENANT, f"h{n}")), most=100)
-    await store.webhooks.create(webhook(WebhookKey("other", "x")), most=100)
+        await store.webhooks.create(webhook(WebhookKey(TENANT, f"h{n}")), most=MOST)
+    await store.webhooks.create(webhook(WebhookKey("other", "x")), most=MOST)
     first = await store.webhooks.list(TENANT, after=None, limit=3)
     rest = await store.webhooks.list(TENANT, after=first.next, limit=3)
     assert [it.key.webhook_id for it in (*first.items, *rest.items)] == [
@@ -93,7 +132,7 @@ async def test_webhooks_are_listed_by_tenant_the_latest_first(store: Store) -> N
 
 
 async def test_a_change_requires_the_revision_that_it_was_made_from(store: Store) -> None:
-    await store.webhooks.create(webhook(), most=100)
+    await store.webhooks.create(webhook(), most=MOST)
     changed = webhook(enabled=False, url="https://example.org/2", progress=Progress())
     assert await store.webhooks.replace(changed, resets=False)
     assert not await store.webhooks.replace(replace(changed, updated_at=77), resets=False)
@@ -107,17 +146,19 @@ async def test_a_change_requires_the_revision_that_it_was_made_from(store: Store
 
 async def test_a_tenant_gets_no_more_webhooks_than_it_may_have(store: Store) -> None:
     keys = [WebhookKey(TENANT, f"h{n}") for n in range(40)]
-    made = await asyncio.gather(*(store.webhooks.create(webhook(key), most=9) for key in keys))
+    made = await asyncio.gather(
+        *(store.webhooks.create(webhook(key), most=Most(9, 2)) for key in keys)
+    )
     assert sum(made) == 9
     assert len((await store.webhooks.list(TENANT, after=None, limit=40)).items) == 9
-    assert await store.webhooks.create(webhook(WebhookKey("other", "x")), most=9)
-    assert not await store.webhooks.create(webhook(WebhookKey(TENANT, "more")), most=9)
+    assert await store.webhooks.create(webhook(WebhookKey("other", "x")), most=Most(9, 2))
+    assert not await store.webhooks.create(webhook(WebhookKey(TENANT, "more")), most=Most(9, 2))
     assert await store.webhooks.delete(keys[made.index(True)])
-    assert await store.webhooks.create(webhook(WebhookKey(TENANT, "more")), most=9)
+    assert await store.webhooks.create(webhook(WebhookKey(TENANT, "more")), most=Most(9, 2))
 
 
 async def test_only_the_holder_of_the_fence_writes_progress(store: Store) -> None:
-    await store.webhooks.create(webhook(progress=Progress()), most=100)
+    await store.webhooks.create(webhook(progress=Progress()), most=MOST)
     [lease] = await store.webhooks.lease("node", 60, 10)
     assert lease.key == KEY
     assert await store.webhooks.save(KEY, lease.fence, PROGRESS)

@@ -40,7 +40,7 @@ from runlane_server.harness.harness import Harness
 from runlane_server.process.security import Security
 from runlane_server.rpc.errors import DETAILS_KEY
 from runlane_server.store.memory.store import MemoryStore
-from runlane_server.store.webhooks import Webhook, WebhookFilter, WebhookKey
+from runlane_server.store.webhooks import Most, Webhook, WebhookFilter, WebhookKey
 from runlane_server.webhooks.signature import new_secret
 from support.certificates import private_pem, public_pem
 from support.rpc_wire import Wire, serving
@@ -306,4 +306,4 @@ async def _with_a_run(world: World) -> None:
     webhook = Webhook(
         key, "https://example.org/", (new_secret(),), WebhookFilter(), False, True, 1, 1
     )
-    await world.wire.store.webhooks.create(webhook, most=100)
+    await world.wire.store.webhooks.create(webhook, most=Most(100, 10))

@@ -17,6 +17,7 @@ from runlane_server.store.webhooks import Webhook, WebhookFilter
 from runlane_server.webhooks.attempts import OF_ALL, OF_TENANT, Counts, Parts, Schedule
 from runlane_server.webhooks.destination import Destinations
 from runlane_server.webhooks.dispatcher import Dispatcher
+from runlane_server.webhooks.lifetime import LASTING, Lifetime
 from runlane_server.webhooks.registry import Webhooks
 from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.sender import Sender
@@ -81,6 +82,7 @@ def new_node(
     schedule: Schedule = QUICK,
     now: Callable[[], int] = real_time,
     keys: SecretKeys = NO_KEYS,
+    lifetime: Lifetime = LASTING,
 ) -> Node:
     feed = Feed(store)
     dispatcher = Dispatcher(f"node-{time.monotonic_ns()}", store)
@@ -95,6 +97,7 @@ def new_node(
         counts=Counts(),
         schedule=schedule,
         keys=keys,
+        lifetime=lifetime,
     )
     return Node(store, feed, dispatcher, Webhooks(store, dispatcher, LOCAL, now, keys), parts)
 

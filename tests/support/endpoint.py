@@ -106,7 +106,7 @@ class Endpoint:
         await writer.drain()
 
     async def _answer(self, delivery: Delivery) -> bytes:
-        if delivery.message["type"] == "webhook.challenge":
+        if delivery.message.get("type") == "webhook.challenge":
             value = delivery.data["challenge"] if self.answers_challenges else "no"
             return http(200, value.encode())
         self.attempts.append(delivery)

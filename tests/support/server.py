@@ -24,6 +24,9 @@ from support.staging import SECONDS
 
 PROGRAM = (sys.executable, "-m", "runlane_server")
 
+START_SECONDS = 2 * SECONDS
+"""Timeout of a start: an agent may import large libraries, on a machine that is busy."""
+
 FREE_PORT = "127.0.0.1:0"
 
 _LISTENING = " listening on "
@@ -72,6 +75,13 @@ class ListeningProcess:
         """The text of the log so far."""
         return (self.folder / _LOG).read_text(errors="replace")
 
+    async def logs(self, text: str) -> None:
+        """Waits until the log has the text. Others may notice an event before its line is there."""
+        async with asyncio.timeout(SECONDS):
+            while text not in self.log:
+                assert not self.has_ended or text in self.log, self.log
+                await asyncio.sleep(0.02)
+
     def command(self) -> Sequence[str]:
         """The command that starts the process."""
         return self._command
@@ -87,7 +97,7 @@ class ListeningProcess:
                 env=self._env,
             )
 
-    def wait_until_listening(self, seconds: float = SECONDS) -> None:
+    def wait_until_listening(self, seconds: float = START_SECONDS) -> None:
         """Blocks until the process has printed its address; fails if it prints anything else."""
         stdout = self.process.stdout
         assert stdout is not None

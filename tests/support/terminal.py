@@ -32,11 +32,11 @@ class Terminal:
         """Everything that was written, escape sequences included."""
         return self._written.decode(errors="replace")
 
-    async def shows(self, text: str) -> None:
-        """Returns once the screen contains the text."""
+    async def shows(self, text: str, times: int = 1) -> None:
+        """Returns once the text was written this often."""
         try:
             async with asyncio.timeout(SECONDS):
-                while text not in self.screen:
+                while self.screen.count(text) < times:
                     self._more.clear()
                     await self._more.wait()
         except TimeoutError:

@@ -183,8 +183,11 @@ async def test_an_incomplete_request_delays_no_other_and_is_cut_off(server: Serv
     writer.close()
 
 
-async def test_connections_are_bounded(server: ServerProcess) -> None:
+async def test_connections_are_bounded(server: ServerProcess, wire: Wire) -> None:
     url = urlsplit(url_in(server.log))
+    # A server listens before all that it keeps open is open.
+    await wire.end(await wire.accept("s", say("x")))
+    await page(server)
     before = open_descriptors(server.pid)
     count = MAX_CONNECTIONS + 50
     kept = [await asyncio.open_connection(url.hostname, url.port) for _ in range(count)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -236,9 +235,7 @@ async def test_spans_are_sent_again_after_a_retryable_error_only(
     async with traced(tmp_path) as (server, client, collector):
         collector.refusal = code
         assert await finish_run(client, "Hello", run_id="first") is S.COMPLETED
-        async with asyncio.timeout(SECONDS):
-            while "trace collector" not in server.log:
-                await asyncio.sleep(0.05)
+        await server.logs("trace collector")
         collector.refusal = None
         assert await finish_run(client, "Hello", run_id="second") is S.COMPLETED
         assert await server.stop() == 0

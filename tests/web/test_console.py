@@ -231,6 +231,7 @@ async def test_r46_a_waiting_run_is_edited_and_another_edit_is_not_overwritten(
         await expect(rows).to_contain_text(["new"])
         await expect(box).to_be_hidden()
         await here.button("Edit run 2").click()
+        await expect(box).to_be_focused()
         run_id = (await here.page.locator(".queue a").get_attribute("href") or "").split("/")[-1]
         body = {"prompt": json.dumps([{"text": "theirs"}]), "updateMask": "prompt"}
         got = await here.door.http.patch(f"/v1/runs/{run_id}", json=body)
@@ -240,6 +241,24 @@ async def test_r46_a_waiting_run_is_edited_and_another_edit_is_not_overwritten(
         await expect(here.page.get_by_role("alert")).to_contain_text("revision")
         await here.page.keyboard.press("Escape")
         await expect(rows).to_contain_text(["theirs"])
+
+
+async def test_r46_the_form_has_the_whole_prompt_of_a_waiting_run(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    async with world(chromium, tmp_path) as here:
+        rows = await queue_of(here, "x" * 1_000)
+        await here.button("Edit run 2").click()
+        box = here.page.get_by_label("Prompt of run 2")
+        await expect(box).to_have_value(json.dumps([{"text": "x" * 1_000}]))
+        await box.press("Control+End")
+        await box.press("End")
+        await here.page.keyboard.type(" ")
+        await here.button("Save").click()
+        await expect(box).to_be_hidden()
+        run_id = (await rows.locator("a").get_attribute("href") or "").split("/")[-1]
+        got = await here.door.http.get(f"/v1/runs/{run_id}", params={"withPrompt": "true"})
+        assert got.json()["prompt"] == {"text": json.dumps([{"text": "x" * 1_000}]) + " "}
 
 
 async def test_r46_a_waiting_run_is_sent_now(chromium: Browser, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServers]:
     servers = NameServers()
     monkeypatch.setattr(socket, "getaddrinfo", servers.look_up)
     monkeypatch.setattr(names_module, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(names_module, "SLOW_SECONDS", 60.0)
     yield servers
     servers.opened.set()
 
@@ -76,6 +78,9 @@ async def test_r55_a_tenant_whose_names_hang_delays_no_other_tenant(
     names: Names, servers: NameServers
 ) -> None:
     tasks = [asyncio.create_task(names.addresses(f"{n}.hangs", "bad")) for n in range(100)]
+    async with asyncio.timeout(10):
+        while len(servers.asked) < LOOKUPS_OF_TENANT:
+            await asyncio.sleep(0)
     done, hanging = await asyncio.wait(tasks, timeout=0.5)
     assert (len(hanging), len(servers.asked)) == (LOOKUPS_OF_TENANT, LOOKUPS_OF_TENANT)
     assert all(isinstance(task.exception(), NamesBusy) for task in done)
@@ -100,6 +105,81 @@ async def test_r55_tenants_whose_names_hang_together_leave_threads_for_others(
         assert await names.addresses("good.example", f"good{n}") == ("127.0.0.1",)
     servers.opened.set()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _hang_again_and_again(names: Names, tenant: str) -> None:
+    while True:
+        # As a delivery does, it waits no longer; the thread does.
+        with suppress(NamesBusy, TimeoutError):
+            async with asyncio.timeout(0.2):
+                await names.addresses("x.hangs", tenant)
+
+
+async def test_r55_colluding_tenants_leave_threads_for_one_that_never_hung(
+    names: Names, servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are more of them than threads, and each asks again as soon as it is refused."""
+    monkeypatch.setattr(names_module, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(names_module, "WAIT_SECONDS", 5.0)
+    tenants = [f"bad{n}" for n in range(3 * names_module.RESOLVERS)]
+    hanging = [
+        asyncio.create_task(_hang_again_and_again(names, tenant))
+        for tenant in tenants
+        for _ in range(LOOKUPS_OF_TENANT)
+    ]
+    async with asyncio.timeout(10):
+        while not all(names.backoffs.holds(tenant) for tenant in tenants):
+            await asyncio.sleep(0.01)
+    for n in range(5):
+        assert await names.addresses("good.example", f"good{n}") == ("127.0.0.1",)
+    # All of them together have the places of slow tenants now.
+    assert names.slow_shares.free == 0
+    assert names.shares.free == names_module.RESOLVERS
+    assert names.hanging <= len(tenants) * LOOKUPS_OF_TENANT
+    for task in hanging:
+        task.cancel()
+    await asyncio.wait(hanging)
+    servers.opened.set()
+    async with asyncio.timeout(10):
+        while names.hanging or names.slow_shares.free < names_module.SLOW_RESOLVERS:
+            await asyncio.sleep(0.01)
+
+
+async def test_r55_lookups_that_hang_are_limited(
+    names: Names, servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names_module, "SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(names_module, "MAX_HANGING", 3)
+    hanging = [task for n in range(5) for task in await hang(names, servers, f"bad{n}", 1)]
+    async with asyncio.timeout(10):
+        while not names.backoffs.holds("bad4"):
+            await asyncio.sleep(0.01)
+    assert names.hanging == 3
+    assert names.shares.free == names_module.RESOLVERS - 2
+    servers.opened.set()
+    await asyncio.wait(hanging)
+    assert (names.hanging, names.shares.free) == (0, names_module.RESOLVERS)
+
+
+async def test_r55_a_tenant_that_hangs_again_backs_off_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", lambda: now[0])
+    backoffs = names_module.Backoffs()
+    for seconds in (60, 120, 240, 480, 960, 1920, 3600, 3600):
+        backoffs.add("bad")
+        backoffs.add("bad")
+        now[0] += seconds - 1
+        assert backoffs.holds("bad")
+        now[0] += 1
+        assert not backoffs.holds("bad")
+    now[0] += 3600
+    backoffs.add("other")
+    backoffs.add("bad")
+    now[0] += 60
+    assert not backoffs.holds("bad")
 
 
 async def test_r55_a_lookup_counts_until_its_thread_returns(

@@ -12,7 +12,7 @@ import pytest
 
 from runlane_server.core.errors import SettingsError
 from runlane_server.store.base import Store
-from runlane_server.store.webhooks import Webhook, WebhookKey
+from runlane_server.store.webhooks import Most, Webhook, WebhookKey
 from runlane_server.webhooks.secret_keys import SecretKeys, SecretLocked, is_sealed
 from runlane_server.webhooks.signature import new_secret
 from support.deliveries import delivering
@@ -197,7 +197,7 @@ async def test_a_webhook_without_keys_keeps_what_cannot_be_read(store: Store) ->
         made = await node.create("http://127.0.0.1:9/", enabled=False)
         await store.webhooks.delete(made.key)
         key = WebhookKey(TENANT, "hook")
-        await store.webhooks.create(replace(made, key=key, secrets=(text,)), most=100)
+        await store.webhooks.create(replace(made, key=key, secrets=(text,)), most=Most(100, 100))
         node.dispatcher.wake()
         await node.until(replace(made, key=key), lambda it: bool(it.progress.last_error))
         changed = await node.webhooks.update(

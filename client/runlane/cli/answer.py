@@ -16,6 +16,7 @@ from runlane.cli.base import DONE, FAILED, InvalidUsage, execute
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import Column, field, json_line, one_line, show, stderr_console, take
+from runlane.cli.run_ids import check_session
 from runlane.cli.terminal import echo, escaped, on_terminal
 from runlane.client import Client
 from runlane.inputs import (
@@ -136,7 +137,9 @@ async def _list(options: Options, client: Client) -> int:
     states = () if options.include_closed else (InputState.OPEN,)
     pager = client.list_input_requests(session_id=options.session, states=states)
     note = "no input requests" if options.include_closed else "no open input requests"
-    await show(take(aiter(pager), 0), _COLUMNS, as_json=options.as_json, empty_note=note)
+    shown = await show(take(aiter(pager), 0), _COLUMNS, as_json=options.as_json, empty_note=note)
+    if not shown and options.session:
+        await check_session(client, options.session)
     return DONE
 
 

@@ -15,7 +15,8 @@ from click.core import ParameterSource
 
 from runlane.cli.terminal import echo
 from runlane.client import DEFAULT_TARGET, Client
-from runlane.wire import RetryPolicy
+from runlane.metadata import MetadataSource
+from runlane.wire import RetryPolicy, Wire
 from runlane.worker import Worker
 
 
@@ -51,13 +52,24 @@ class Settings:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    token: str | None = None
+    token: str | Callable[[], str] | None = None
     token_file: Path | None = None
     plaintext_token: bool = False
 
     def client(self, retry: RetryPolicy) -> Client:
         """Creates a client. Raises UsageError if options conflict."""
         return self._made(lambda access: Client(self.server, retry=retry, **access))
+
+    def wire(self, retry: RetryPolicy) -> Wire:
+        """Creates a channel without a token. Raises UsageError if options conflict."""
+        return Wire(
+            self.server,
+            credentials=self._credentials(),
+            metadata=MetadataSource({}),
+            options=(),
+            timeout=60.0,
+            retry=retry,
+        )
 
     def worker(self, agents: Mapping[str, Any], **options: Any) -> Worker:
         """Creates a worker. Raises UsageError if options conflict."""

@@ -37,8 +37,9 @@ def follow(settings: Settings, cursor: str | None, as_json: bool, name: str) -> 
     """Print what happens in a run, until it ends, or in a session, until Ctrl-C.
 
     Of a session, the output of the active run comes first, then everything that happens in all its
-    runs. The session need not exist yet. Resumes after a lost connection or a server restart
-    without missing an event. On exit, prints the cursor of the session on stderr.
+    runs. The session need not exist yet; a line on stderr says so. Resumes after a lost connection
+    or a server restart without missing an event. On exit, prints the cursor of the session on
+    stderr.
 
     Exit codes for a run are those of `wait`. A name of both a run and a session is taken as a run.
     """
@@ -70,7 +71,7 @@ async def _follow_run(run_id: str, as_json: bool, client: Client) -> int:
 async def _follow_session(
     session_id: str, cursor: str | None, as_json: bool, client: Client
 ) -> int:
-    view = SessionView(as_json=as_json)
+    view = SessionView(session_id, as_json=as_json)
     stream = client.subscribe_session(
         session_id,
         cursors={} if cursor is None else {session_id: cursor},
@@ -106,7 +107,8 @@ async def _read(stream: SessionStream, view: SessionView) -> None:
 class SessionView:
     """Shows a session: the text of its runs on stdout, everything else on stderr."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, session_id: str, *, as_json: bool) -> None:
+        self._session_id = session_id
         self._as_json = as_json
         self.runs = RunView(as_json=False)
         self._prompts: dict[str, str] = {}
@@ -117,6 +119,9 @@ class SessionView:
 
     def show(self, event: SessionEvent) -> None:
         """Shows an event."""
+        if isinstance(event.body, SessionSnapshot) and event.body.session is None:
+            name = field(self._session_id)
+            self.runs.note(f"no run or session {name}; waiting for a session with this id")
         if self._as_json:
             echo(json_line(event))
             return
@@ -149,8 +154,6 @@ class SessionView:
     def _show_snapshot(self, snapshot: SessionSnapshot) -> None:
         self._title = "" if snapshot.session is None else snapshot.session.title
         self._know(*snapshot.queue)
-        if snapshot.session is None:
-            self.runs.note("the session does not exist yet")
         if snapshot.active_run is not None:
             self._know(snapshot.active_run)
             self._announce(snapshot.active_run.run_id)

@@ -22,7 +22,7 @@ from runlane.cli.output import (
     stderr_console,
 )
 from runlane.cli.params import DURATION, agent_option, count_option, label_option, time_ago
-from runlane.cli.run_ids import find_run
+from runlane.cli.run_ids import check_session, find_run
 from runlane.cli.run_view import RunView
 from runlane.cli.terminal import echo
 from runlane.client import Client
@@ -94,7 +94,9 @@ async def _runs(filters: Mapping[str, Any], count: int, as_json: bool, client: C
         with_total_size=filters["total"],
         page_size=min(count, 1000),
     )
-    await show_list(pager, count, _COLUMNS, as_json=as_json, empty_note="no runs")
+    shown = await show_list(pager, count, _COLUMNS, as_json=as_json, empty_note="no runs")
+    if not shown and filters["session"]:
+        await check_session(client, filters["session"])
     return DONE
 
 

@@ -212,13 +212,15 @@ async def show(
     *,
     as_json: bool,
     empty_note: str,
-) -> None:
-    """Prints a listing; for people, `empty_note` replaces an empty one."""
+) -> int:
+    """Prints a listing; for people, `empty_note` replaces an empty one. Returns its length."""
     if as_json or not on_terminal():
+        count = 0
         async for record in records:
             values = [column.value(record) for column in columns]
             echo(json_line(record) if as_json else tsv(values))
-        return
+            count += 1
+        return count
     grid = table(columns)
     for cells in rows(columns, [record async for record in records]):
         grid.add_row(*cells)
@@ -227,6 +229,7 @@ async def show(
         SafeConsole(width=width).print(grid)
     else:
         stderr_console().print(empty_note, style="dim")
+    return grid.row_count
 
 
 async def show_list(
@@ -236,10 +239,13 @@ async def show_list(
     *,
     as_json: bool,
     empty_note: str,
-) -> None:
-    """Prints the first records of a list, 0: all; and their number on stderr, if it was counted."""
+) -> int:
+    """Prints the first records of a list, 0: all; and their number on stderr, if it was counted.
+
+    Returns how many it printed.
+    """
     records = take(_records(pager), limit)
-    await show(records, columns, as_json=as_json, empty_note=empty_note)
+    return await show(records, columns, as_json=as_json, empty_note=empty_note)
 
 
 async def _records(pager: Pager[RecordT]) -> AsyncIterator[RecordT]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from runlane.cli.base import DONE, FAILED, execute
+from runlane.cli.base import DONE, FAILED, Failure, execute
 from runlane.cli.command import Command, Group
 from runlane.cli.connection import Settings
 from runlane.cli.output import (
@@ -99,6 +99,8 @@ async def _queue_of(session: str, total: bool, count: int, as_json: bool, client
     async with client.subscribe_session(await find_session(client, session)) as stream:
         first = (await anext(stream)).body
     if isinstance(first, SessionSnapshot):
+        if first.session is None:
+            raise Failure(f"there is no session {session!r}")
         active = () if first.active_run is None else (first.active_run,)
         runs = (*active, *first.folded, *first.queue)
     if total:

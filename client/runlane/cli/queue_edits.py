@@ -8,16 +8,18 @@ from typing import Any
 
 import click
 
-from runlane.cli.base import DONE, InvalidUsage, execute
+from runlane.cli.answer import can_ask
+from runlane.cli.base import DONE, Failure, InvalidUsage, execute
 from runlane.cli.cancel import print_receipts
 from runlane.cli.connection import Settings
-from runlane.cli.output import json_line
+from runlane.cli.editor import Draft, read_stdin
+from runlane.cli.output import field, json_line
 from runlane.cli.params import LABEL
 from runlane.cli.queue import queue
 from runlane.cli.run_ids import find_run
 from runlane.cli.terminal import echo
 from runlane.client import Client
-from runlane.types import WhenBusy
+from runlane.types import RunPrompt, RunState, WhenBusy
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the run as JSON.")
 _revision_option = click.option(
@@ -59,7 +61,7 @@ async def _move(
 
 
 @queue.command()
-@click.option("--prompt", metavar="TEXT", help="New prompt.")
+@click.option("--prompt", metavar="TEXT", help="New prompt; `-` reads it from stdin.")
 @click.option(
     "--label",
     "labels",
@@ -83,14 +85,53 @@ def edit(
     as_json: bool,
     run: str,
 ) -> None:
-    """Change the prompt or the labels of RUN, which waits: a run id, or its unique beginning."""
+    """Change the prompt or the labels of RUN, which waits: a run id, or its unique beginning.
+
+    Without a change, at a terminal, VISUAL or EDITOR opens the whole prompt. What it saves is the
+    new prompt, unless the run was changed or started meanwhile; the text is then kept in a file.
+    """
     if labels and no_labels:
         raise InvalidUsage("--label and --no-labels exclude each other")
     if prompt is None and not labels and not no_labels:
-        raise InvalidUsage("nothing to change; give --prompt, --label or --no-labels")
+        if not can_ask():
+            raise InvalidUsage("nothing to change; give --prompt, --label or --no-labels")
+        _edit_by_hand(settings, run, revision, as_json)
+        return
     metadata = dict(labels) if labels or no_labels else None
-    changes = {"prompt": prompt, "metadata": metadata, "revision": revision}
+    text = read_stdin("--prompt") if prompt == "-" else prompt
+    changes = {"prompt": text, "metadata": metadata, "revision": revision}
     execute(settings, partial(_update, run, changes, as_json))
+
+
+def _edit_by_hand(settings: Settings, run: str, revision: int | None, as_json: bool) -> None:
+    """Edits the prompt of a run in an editor; no connection is open meanwhile."""
+    found: list[RunPrompt] = []
+    execute(settings, partial(_read, run, revision, found))
+    (prompt,) = found
+    draft = Draft(prompt.text)
+    try:
+        text = draft.edit()
+        if text is None:
+            echo("not changed", err=True)
+        else:
+            changes = {"prompt": text, "revision": prompt.run.revision}
+            execute(settings, partial(_update, prompt.run.run_id, changes, as_json))
+    except BaseException:
+        draft.rescue()
+        raise
+    draft.discard()
+
+
+async def _read(run: str, revision: int | None, into: list[RunPrompt], client: Client) -> int:
+    """Reads a prompt that can be edited. Raises Failure if the run has started."""
+    prompt = await client.get_prompt(await find_run(client, run))
+    if prompt.run.state not in {RunState.ACCEPTED, RunState.QUEUED}:
+        state = str(prompt.run.state).replace("_", " ")
+        raise Failure(f"run {field(prompt.run.run_id)} has left the queue; it is {state}")
+    if revision not in {None, prompt.run.revision}:
+        raise Failure(f"--revision: the run is at revision {prompt.run.revision}, not {revision}")
+    into.append(prompt)
+    return DONE
 
 
 @queue.command()

@@ -18,6 +18,7 @@ from runlane.cli.answer import ask_on_terminal, can_ask, outcome_text
 from runlane.cli.base import DONE, Failure, Interrupts, describe, execute, outcome_code, stop
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
+from runlane.cli.editor import read_stdin
 from runlane.cli.output import json_line
 from runlane.cli.params import DURATION, read_attachment
 from runlane.cli.run_view import RunView
@@ -158,14 +159,11 @@ def _read_prompt(argument: str | None, *, may_be_empty: bool) -> str:
     if argument is not None and argument != "-":
         return argument
     # sys.stdin is None if it is closed (`<&-`).
-    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
-        if argument is None and may_be_empty:
+    if argument is None and (sys.stdin is None or sys.stdin.isatty()):
+        if may_be_empty:
             return ""
         raise click.UsageError("PROMPT is missing; give it as an argument or on stdin")
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise click.UsageError("stdin is not UTF-8; attach binary files with --attach") from error
+    return read_stdin("PROMPT")
 
 
 def _traceparent() -> str:

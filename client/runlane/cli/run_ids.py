@@ -4,11 +4,12 @@ run and session ids."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import pairwise
 
 from runlane.cli.base import InvalidUsage
 from runlane.client import Client
-from runlane.errors import RunNotFound, SessionNotFound
+from runlane.errors import CorruptRecord, RunNotFound, SessionNotFound
 
 SHOWN = 13
 """Minimum length of a shown prefix. In a generated id, it is the time in milliseconds."""
@@ -67,6 +68,12 @@ async def find_session(client: Client, text: str) -> str:
         page = await client.list_sessions(page_size=SEARCHED).page()
         found = [each.session_id for each in page.items if each.session_id.startswith(text)]
     return _only(found or [text], text, "session")
+
+
+async def check_session(client: Client, session_id: str) -> None:
+    """Raises SessionNotFound for a session that does not exist: an empty list does not tell."""
+    with suppress(CorruptRecord):  # it exists
+        await client.get_session(session_id)
 
 
 def _only(found: list[str], text: str, kind: str) -> str:

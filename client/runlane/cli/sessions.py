@@ -194,20 +194,31 @@ async def _delete(session_ids: tuple[str, ...], client: Client) -> int:
 
 @click.command(cls=Command)
 @click.option("--run", "run_id", metavar="RUN", help="Print only the messages of this run.")
+@click.option(
+    "--turns",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="Print only the latest N turns.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message.")
 @click.argument("session")
 @click.pass_obj
-def messages(settings: Settings, run_id: str | None, as_json: bool, session: str) -> None:
+def messages(
+    settings: Settings, run_id: str | None, turns: int | None, as_json: bool, session: str
+) -> None:
     """Print the messages of SESSION, oldest first: the id of a session, or its unique beginning.
 
     Columns in a pipe: time, turn, run, role, finish reason, text.
     """
-    execute(settings, partial(_messages, session, run_id, as_json))
+    execute(settings, partial(_messages, session, run_id, turns or 0, as_json))
 
 
-async def _messages(session_id: str, run_id: str | None, as_json: bool, client: Client) -> int:
+async def _messages(
+    session_id: str, run_id: str | None, turns: int, as_json: bool, client: Client
+) -> int:
     run_id = None if run_id is None else await find_run(client, run_id)
-    pager = client.list_messages(await find_session(client, session_id), run_id=run_id)
+    session_id = await find_session(client, session_id)
+    pager = client.list_messages(session_id, run_id=run_id, latest_turns=turns)
     if as_json or not on_terminal():
         await show(aiter(pager), MESSAGE_COLUMNS, as_json=as_json, empty_note="")
         return DONE

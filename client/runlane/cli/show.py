@@ -19,16 +19,17 @@ from runlane.types import Run, RunComplete
 
 @click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print the run as one JSON object.")
+@click.option("--prompt", "only_prompt", is_flag=True, help="Print only the prompt, whole.")
 @click.argument("run_id", metavar="RUN")
 @click.pass_obj
-def show(settings: Settings, as_json: bool, run_id: str) -> None:
+def show(settings: Settings, as_json: bool, only_prompt: bool, run_id: str) -> None:
     """Print everything about a run: its state, times, error, usage, labels, prompt and text.
 
     RUN is a run id, or the beginning of one: at least 8 characters, unique among the 1,000 most
     recent runs. The output is one line per field, separated by a tab from its name. Fields without
-    a value are omitted.
+    a value are omitted. The field `prompt` has the first 256 characters of the prompt.
     """
-    execute(settings, partial(_show, run_id, as_json))
+    execute(settings, partial(_show_prompt if only_prompt else _show, run_id, as_json))
 
 
 async def _show(text: str, as_json: bool, client: Client) -> int:
@@ -39,6 +40,15 @@ async def _show(text: str, as_json: bool, client: Client) -> int:
     for name, value in _fields(run):
         if value not in {None, ""}:
             echo(f"{name}\t{field(value)}")
+    return DONE
+
+
+async def _show_prompt(text: str, as_json: bool, client: Client) -> int:
+    prompt = await client.get_prompt(await find_run(client, text))
+    if as_json:
+        echo(json_line({"text": prompt.text, "attachments": prompt.attachments}))
+    else:
+        echo(prompt.text)
     return DONE
 
 

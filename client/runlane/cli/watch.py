@@ -28,10 +28,11 @@ from runlane.cli.output import (
     to_json,
     tsv,
 )
+from runlane.cli.run_ids import check_session
 from runlane.cli.run_view import end_text
 from runlane.cli.terminal import SafeConsole, echo, on_terminal
 from runlane.client import Client
-from runlane.errors import RunlaneError
+from runlane.errors import RunlaneError, SessionNotFound
 from runlane.subscription import Subscription
 from runlane.types import NOT_TERMINAL, Run, RunComplete
 
@@ -94,6 +95,8 @@ async def _watch(
         if view.live:
             stack.enter_context(quit_key(interrupts.first.set))
         stack.push_async_callback(subscription.aclose)
+        checker = asyncio.create_task(_check(client, sessions, view))
+        stack.push_async_callback(stop, checker)
         if view.live:
             poller = asyncio.create_task(_poll(client, sessions, view))
             stack.push_async_callback(stop, poller)
@@ -103,6 +106,17 @@ async def _watch(
         stack.push_async_callback(stop, interrupted)
         await asyncio.wait({reader, interrupted}, return_when=asyncio.FIRST_COMPLETED)
     return DONE
+
+
+async def _check(client: Client, sessions: tuple[str, ...], view: WatchView) -> None:
+    """Names the sessions that do not exist: nothing else would show a name that is misspelt."""
+    for session in sessions:
+        try:
+            await check_session(client, session)
+        except SessionNotFound:
+            view.note(f"no session {field(session)}; waiting for a session with this id")
+        except RunlaneError:
+            pass  # the subscription reports lost connections
 
 
 def _print_cursor(subscription: Subscription, start: str | None) -> None:
@@ -161,13 +175,13 @@ class WatchView:
         """Shows that the connection is lost; once until it is back."""
         if not self._is_lost:
             self._is_lost = True
-            self._note(f"reconnecting: {describe(error)}")
+            self.note(f"reconnecting: {describe(error)}")
 
     def show_connected(self) -> None:
         """Shows that a lost connection is back."""
         if self._is_lost:
             self._is_lost = False
-            self._note("connected again")
+            self.note("connected again")
 
     def show_end(self, complete: RunComplete, cursor: str) -> None:
         """Prints a run that ended."""
@@ -187,7 +201,8 @@ class WatchView:
             grid.add_row(*cells)
         self.live.update(grid if runs else Text("no active or waiting runs", "dim"), refresh=True)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Prints a line about the watch."""
         if self.live is not None:
             self._out.print(Text(text, style="yellow"))
         else:

@@ -16,7 +16,7 @@ from runlane.cli.output import Column, json_line, show
 from runlane.cli.terminal import echo
 from runlane.client import Client
 from runlane.types import RunState
-from runlane.webhooks import Webhook, WebhookEventKind, WebhookFilter
+from runlane.webhooks import Webhook, WebhookEventKind, WebhookFilter, WebhookRun
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -126,6 +126,7 @@ async def _list(as_json: bool, client: Client) -> int:
 @webhooks.command(cls=Command)
 @_filter_options
 @click.option("--full", is_flag=True, help="Deliver whole events, not only ids and states.")
+@click.option("--run", metavar="RUN", help="Deliver only the events of this run.")
 @click.option(
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -134,11 +135,12 @@ async def _list(as_json: bool, client: Client) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print the webhook and its secret as JSON.")
 @click.argument("url")
 @click.pass_obj
-def create(
+def create(  # noqa: PLR0917 - one per option
     settings: Settings,
     /,
     url: str,
     full: bool,
+    run: str | None,
     secret_file: Path | None,
     as_json: bool,
     **options: Any,
@@ -148,7 +150,9 @@ def create(
     No later command prints the secret. Without options, all events are delivered.
     """
     secret = "" if secret_file is None else secret_file.read_text().strip()
-    given = {"events": _filter(options), "full": full, "secret": secret}
+    given: dict[str, Any] = {"events": _filter(options), "full": full, "secret": secret}
+    if run is not None:
+        given["run"] = WebhookRun(run)
     execute(settings, partial(_create, url, given, as_json))
 
 

@@ -111,7 +111,7 @@ def command(
     token: str | None,
     token_file: Path | None,
 ) -> int:
-    """Check over the wire that the server at ADDRESS follows R1 to R45 and R50 to R52.
+    """Check over the wire that the server at ADDRESS follows R1 to R48, R50 to R52 and R55.
 
     Use a dedicated test server, started with `runlane-server --harness --agent scripted`: the
     command cancels all its runs, crashes and restarts it, and advances its clock. Prints one line

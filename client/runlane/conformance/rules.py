@@ -68,6 +68,7 @@ RULES: Mapping[int, str] = MappingProxyType(
         50: "The stream of a session is a snapshot and everything after it",
         51: "The stream of a session resumes by cursor, exactly once",
         52: "The stream of a session has the order of its lane",
+        55: "Events are delivered to webhooks, signed and in order",
     }
 )
 """The rules in one line each; CONTRIBUTING.md has their full text."""
@@ -83,6 +84,7 @@ class Need(StrEnum):
     AGENTS = "the server has no agents echo=echo and single=scripted (1 slot)"
     WORKER = "no --worker-agent names an agent that is declared as worker"
     RETENTION = "the server retains events without limit"
+    WEBHOOKS = "the server may not deliver to 127.0.0.1 (--webhook-allow-network 127.0.0.0/8)"
 
 
 class RuleBroken(Exception):

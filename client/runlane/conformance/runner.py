@@ -18,7 +18,7 @@ from runlane.conformance.cases.agents import find_echo, find_limited
 from runlane.conformance.context import CaseContext
 from runlane.conformance.rules import Case, Need, RuleBroken, cases_of
 from runlane.conformance.worker_stream import WorkerAgent
-from runlane.errors import RunlaneError, UnexpectedStatus
+from runlane.errors import InvalidArgument, RunlaneError, UnexpectedStatus
 from runlane.harness.client import Harness, Server
 
 AGENT = "scripted"
@@ -85,20 +85,37 @@ class Runner:
             raise UnsuitableServer(
                 f"the server's agent is {server.agent}; start it with --agent {AGENT}"
             )
-        has_agents = await self._has_agents()
+        found = await self._find_needs()
         await self._check_worker_agent()
         prefix = f"conformance-{secrets.token_hex(4)}"
         results: list[Result] = []
         for rule in sorted(set(rules)):
             of_rule = [
-                await self._run_case(
-                    case, server, f"{prefix}-r{rule:02}-{n}", has_agents=has_agents
-                )
+                await self._run_case(case, server, f"{prefix}-r{rule:02}-{n}", found)
                 for n, case in enumerate(cases_of(rule), start=1)
             ]
             on_rule(of_rule)
             results += of_rule
         return results
+
+    async def _find_needs(self) -> frozenset[Need]:
+        """What the server has that is no setting of it, or only its calls show."""
+        found = {
+            Need.AGENTS: await self._has_agents(),
+            Need.WORKER: self.worker_agent is not None,
+            Need.WEBHOOKS: await self._delivers(),
+        }
+        return frozenset(need for need, has in found.items() if has)
+
+    async def _delivers(self) -> bool:
+        """Whether the server may deliver to webhooks on this machine."""
+        async with self.connect() as client:
+            try:
+                made = await client.create_webhook("http://127.0.0.1:9/", enabled=False)
+            except (InvalidArgument, UnexpectedStatus):
+                return False
+            await client.delete_webhook(made.webhook.webhook_id)
+        return True
 
     async def _has_agents(self) -> bool:
         """Whether the server has the agents that the cases of R31 and R32 use."""
@@ -123,13 +140,9 @@ class Runner:
             )
 
     async def _run_case(
-        self, case: Case, server: Server, session: str, *, has_agents: bool
+        self, case: Case, server: Server, session: str, found: frozenset[Need]
     ) -> Result:
-        provided = {need for need in Need if _provides(server, need)}
-        if has_agents:
-            provided.add(Need.AGENTS)
-        if self.worker_agent is not None:
-            provided.add(Need.WORKER)
+        provided = {need for need in Need if _provides(server, need)} | found
         if missing := [need for need in Need if need in case.needs - provided]:
             return Result(case, Verdict.SKIPPED, detail="; ".join(missing))
         started = time.perf_counter()
@@ -168,7 +181,7 @@ class Runner:
 
 def _provides(server: Server, need: Need) -> bool:
     match need:
-        case Need.AGENTS | Need.WORKER:
+        case Need.AGENTS | Need.WORKER | Need.WEBHOOKS:
             return False  # not a setting of the server
         case Need.RESTARTS:
             return server.restarts

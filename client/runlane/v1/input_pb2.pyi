@@ -237,7 +237,9 @@ class InputAnswer(_message.Message):
     answered_by: _builtins.str
     """The name of the caller; empty on a server without access control."""
     authenticated_by: _builtins.str
-    """How the caller was authenticated: `token`, `certificate`, `none`; `default` for a default."""
+    """How the caller was authenticated: `token`, `certificate`, `none`; `default` for a default;
+    `grant` for a standing approval of the operator, set by `answered_by`.
+    """
     peer: _builtins.str
     """The address that the call came from."""
     question_digest: _builtins.str

@@ -201,6 +201,34 @@ class Attachment(_message.Message):
 Global___Attachment: _TypeAlias = Attachment  # noqa: Y015
 
 @_typing.final
+class RunPrompt(_message.Message):
+    """The whole prompt of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text; empty if the run has only attachments."""
+    @_builtins.property
+    def attachments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attachment]:
+        """The attachments."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        attachments: _abc.Iterable[Global___Attachment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunPrompt: _TypeAlias = RunPrompt  # noqa: Y015
+
+@_typing.final
 class RunError(_message.Message):
     """Why a run failed."""
 
@@ -378,7 +406,9 @@ class Run(_message.Message):
     when_busy: Global___WhenBusy.ValueType
     """The requested behaviour for a busy session, as it was last edited."""
     prompt_excerpt: _builtins.str
-    """The first 256 characters of the prompt; the transcript has the full text."""
+    """The first 256 characters of the prompt; GetRun returns the full text, and the transcript has it
+    once the turn has begun.
+    """
     max_attempts: _builtins.int
     """Maximum number of attempts if nodes are lost; those that the agent failed are not counted."""
     attempt: _builtins.int

@@ -498,6 +498,7 @@ class ListMessagesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    LATEST_TURNS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session id."""
     page_size: _builtins.int
@@ -510,6 +511,8 @@ class ListMessagesRequest(_message.Message):
     """Return only messages of this run; empty: all. A run that joined the turn of another has only its
     prompt.
     """
+    latest_turns: _builtins.int
+    """Return only the messages of this many latest turns, counted when the first page is read; 0: all."""
     def __init__(
         self,
         *,
@@ -517,10 +520,11 @@ class ListMessagesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         run_id: _builtins.str = ...,
+        latest_turns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latest_turns", b"latest_turns", "page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

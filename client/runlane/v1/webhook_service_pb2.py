@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from runlane.v1 import run_pb2 as runlane_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n runlane/v1/webhook_service.proto\x12\nrunlane.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\x8a\x02\n\rWebhookFilter\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x1b\n\x13session_id_prefixes\x18\x02 \x03(\t\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.runlane.v1.WebhookFilter.LabelsEntry\x12\x0e\n\x06\x61gents\x18\x04 \x03(\t\x12$\n\x06states\x18\x05 \x03(\x0e\x32\x14.runlane.v1.RunState\x12+\n\x05kinds\x18\x06 \x03(\x0e\x32\x1c.runlane.v1.WebhookEventKind\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc8\x02\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12)\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x19.runlane.v1.WebhookFilter\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x15old_secret_expires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06health\x18\n \x01(\x0b\x32\x19.runlane.v1.WebhookHealth\"\xaf\x03\n\rWebhookHealth\x12\x17\n\x0f\x64isabled_reason\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rheld_sessions\x18\x03 \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\x04 \x01(\x03\x12\x31\n\rfailing_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_attempt_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x07 \x01(\t\x12\x31\n\rlast_error_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_success_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdelivered\x18\n \x01(\x03\x12\x10\n\x08given_up\x18\x0b \x01(\x03\x12\x30\n\x0c\x63ompacted_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tconfirmed\x18\r \x01(\x08\"~\n\x14\x43reateWebhookRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12)\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x19.runlane.v1.WebhookFilter\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\x10\n\x08\x64isabled\x18\x05 \x01(\x08\"M\n\x15\x43reateWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\'\n\x11GetWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\":\n\x12GetWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\"<\n\x13ListWebhooksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListWebhooksResponse\x12%\n\x08webhooks\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x01\n\x14UpdateWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0b\n\x03url\x18\x03 \x01(\t\x12)\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x19.runlane.v1.WebhookFilter\x12\x0c\n\x04\x66ull\x18\x05 \x01(\x08\x12\x0f\n\x07\x65nabled\x18\x06 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"=\n\x15UpdateWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\"*\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"b\n\x17RedeliverWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x10\n\x06\x63ursor\x18\x02 \x01(\tH\x00\x12\x18\n\x0e\x66rom_beginning\x18\x03 \x01(\x08H\x00\x42\x07\n\x05start\"@\n\x18RedeliverWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\"T\n\x1aRotateWebhookSecretRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x12\n\nexpire_now\x18\x03 \x01(\x08\"S\n\x1bRotateWebhookSecretResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t*\x80\x01\n\x10WebhookEventKind\x12\"\n\x1eWEBHOOK_EVENT_KIND_UNSPECIFIED\x10\x00\x12 \n\x1cWEBHOOK_EVENT_KIND_RUN_ENDED\x10\x01\x12&\n\"WEBHOOK_EVENT_KIND_INPUT_REQUESTED\x10\x02\x32\xf9\x04\n\x0eWebhookService\x12T\n\rCreateWebhook\x12 .runlane.v1.CreateWebhookRequest\x1a!.runlane.v1.CreateWebhookResponse\x12K\n\nGetWebhook\x12\x1d.runlane.v1.GetWebhookRequest\x1a\x1e.runlane.v1.GetWebhookResponse\x12Q\n\x0cListWebhooks\x12\x1f.runlane.v1.ListWebhooksRequest\x1a .runlane.v1.ListWebhooksResponse\x12T\n\rUpdateWebhook\x12 .runlane.v1.UpdateWebhookRequest\x1a!.runlane.v1.UpdateWebhookResponse\x12T\n\rDeleteWebhook\x12 .runlane.v1.DeleteWebhookRequest\x1a!.runlane.v1.DeleteWebhookResponse\x12]\n\x10RedeliverWebhook\x12#.runlane.v1.RedeliverWebhookRequest\x1a$.runlane.v1.RedeliverWebhookResponse\x12\x66\n\x13RotateWebhookSecret\x12&.runlane.v1.RotateWebhookSecretRequest\x1a\'.runlane.v1.RotateWebhookSecretResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n runlane/v1/webhook_service.proto\x12\nrunlane.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14runlane/v1/run.proto\"\x8a\x02\n\rWebhookFilter\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x1b\n\x13session_id_prefixes\x18\x02 \x03(\t\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.runlane.v1.WebhookFilter.LabelsEntry\x12\x0e\n\x06\x61gents\x18\x04 \x03(\t\x12$\n\x06states\x18\x05 \x03(\x0e\x32\x14.runlane.v1.RunState\x12+\n\x05kinds\x18\x06 \x03(\x0e\x32\x1c.runlane.v1.WebhookEventKind\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x88\x01\n\nWebhookRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x19.runlane.v1.WebhookFormat\x12\x15\n\rauthorization\x18\x04 \x01(\t\x12\x1a\n\x12notification_token\x18\x05 \x01(\t\"\xed\x02\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12)\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x19.runlane.v1.WebhookFilter\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x15old_secret_expires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06health\x18\n \x01(\x0b\x32\x19.runlane.v1.WebhookHealth\x12#\n\x03run\x18\x0b \x01(\x0b\x32\x16.runlane.v1.WebhookRun\"\xaf\x03\n\rWebhookHealth\x12\x17\n\x0f\x64isabled_reason\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rheld_sessions\x18\x03 \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\x04 \x01(\x03\x12\x31\n\rfailing_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_attempt_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x07 \x01(\t\x12\x31\n\rlast_error_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_success_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdelivered\x18\n \x01(\x03\x12\x10\n\x08given_up\x18\x0b \x01(\x03\x12\x30\n\x0c\x63ompacted_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tconfirmed\x18\r \x01(\x08\"\xa3\x01\n\x14\x43reateWebhookRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12)\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x19.runlane.v1.WebhookFilter\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\x12\x10\n\x08\x64isabled\x18\x05 \x01(\x08\x12#\n\x03run\x18\x06 \x01(\x0b\x32\x16.runlane.v1.WebhookRun\"M\n\x15\x43reateWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\'\n\x11GetWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\":\n\x12GetWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\"L\n\x13ListWebhooksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"V\n\x14ListWebhooksResponse\x12%\n\x08webhooks\x18\x01 \x03(\x0b\x32\x13.runlane.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x01\n\x14UpdateWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0b\n\x03url\x18\x03 \x01(\t\x12)\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x19.runlane.v1.WebhookFilter\x12\x0c\n\x04\x66ull\x18\x05 \x01(\x08\x12\x0f\n\x07\x65nabled\x18\x06 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"=\n\x15UpdateWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\"*\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"b\n\x17RedeliverWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x10\n\x06\x63ursor\x18\x02 \x01(\tH\x00\x12\x18\n\x0e\x66rom_beginning\x18\x03 \x01(\x08H\x00\x42\x07\n\x05start\"@\n\x18RedeliverWebhookResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\"T\n\x1aRotateWebhookSecretRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x12\n\nexpire_now\x18\x03 \x01(\x08\"S\n\x1bRotateWebhookSecretResponse\x12$\n\x07webhook\x18\x01 \x01(\x0b\x32\x13.runlane.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t*\x80\x01\n\x10WebhookEventKind\x12\"\n\x1eWEBHOOK_EVENT_KIND_UNSPECIFIED\x10\x00\x12 \n\x1cWEBHOOK_EVENT_KIND_RUN_ENDED\x10\x01\x12&\n\"WEBHOOK_EVENT_KIND_INPUT_REQUESTED\x10\x02*d\n\rWebhookFormat\x12\x1e\n\x1aWEBHOOK_FORMAT_UNSPECIFIED\x10\x00\x12\x1b\n\x17WEBHOOK_FORMAT_STANDARD\x10\x01\x12\x16\n\x12WEBHOOK_FORMAT_A2A\x10\x02\x32\xf9\x04\n\x0eWebhookService\x12T\n\rCreateWebhook\x12 .runlane.v1.CreateWebhookRequest\x1a!.runlane.v1.CreateWebhookResponse\x12K\n\nGetWebhook\x12\x1d.runlane.v1.GetWebhookRequest\x1a\x1e.runlane.v1.GetWebhookResponse\x12Q\n\x0cListWebhooks\x12\x1f.runlane.v1.ListWebhooksRequest\x1a .runlane.v1.ListWebhooksResponse\x12T\n\rUpdateWebhook\x12 .runlane.v1.UpdateWebhookRequest\x1a!.runlane.v1.UpdateWebhookResponse\x12T\n\rDeleteWebhook\x12 .runlane.v1.DeleteWebhookRequest\x1a!.runlane.v1.DeleteWebhookResponse\x12]\n\x10RedeliverWebhook\x12#.runlane.v1.RedeliverWebhookRequest\x1a$.runlane.v1.RedeliverWebhookResponse\x12\x66\n\x13RotateWebhookSecret\x12&.runlane.v1.RotateWebhookSecretRequest\x1a\'.runlane.v1.RotateWebhookSecretResponseB-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,44 +37,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z+runlane.example/gen/go/runlane/v1;runlanev1'
   _globals['_WEBHOOKFILTER_LABELSENTRY']._loaded_options = None
   _globals['_WEBHOOKFILTER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_WEBHOOKEVENTKIND']._serialized_start=2294
-  _globals['_WEBHOOKEVENTKIND']._serialized_end=2422
+  _globals['_WEBHOOKEVENTKIND']._serialized_start=2524
+  _globals['_WEBHOOKEVENTKIND']._serialized_end=2652
+  _globals['_WEBHOOKFORMAT']._serialized_start=2654
+  _globals['_WEBHOOKFORMAT']._serialized_end=2754
   _globals['_WEBHOOKFILTER']._serialized_start=138
   _globals['_WEBHOOKFILTER']._serialized_end=404
   _globals['_WEBHOOKFILTER_LABELSENTRY']._serialized_start=359
   _globals['_WEBHOOKFILTER_LABELSENTRY']._serialized_end=404
-  _globals['_WEBHOOK']._serialized_start=407
-  _globals['_WEBHOOK']._serialized_end=735
-  _globals['_WEBHOOKHEALTH']._serialized_start=738
-  _globals['_WEBHOOKHEALTH']._serialized_end=1169
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=1171
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1297
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1299
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1376
-  _globals['_GETWEBHOOKREQUEST']._serialized_start=1378
-  _globals['_GETWEBHOOKREQUEST']._serialized_end=1417
-  _globals['_GETWEBHOOKRESPONSE']._serialized_start=1419
-  _globals['_GETWEBHOOKRESPONSE']._serialized_end=1477
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1479
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1539
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1541
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1627
-  _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=1630
-  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=1822
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=1824
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=1885
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1887
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1929
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1931
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1954
-  _globals['_REDELIVERWEBHOOKREQUEST']._serialized_start=1956
-  _globals['_REDELIVERWEBHOOKREQUEST']._serialized_end=2054
-  _globals['_REDELIVERWEBHOOKRESPONSE']._serialized_start=2056
-  _globals['_REDELIVERWEBHOOKRESPONSE']._serialized_end=2120
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=2122
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=2206
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=2208
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=2291
-  _globals['_WEBHOOKSERVICE']._serialized_start=2425
-  _globals['_WEBHOOKSERVICE']._serialized_end=3058
+  _globals['_WEBHOOKRUN']._serialized_start=407
+  _globals['_WEBHOOKRUN']._serialized_end=543
+  _globals['_WEBHOOK']._serialized_start=546
+  _globals['_WEBHOOK']._serialized_end=911
+  _globals['_WEBHOOKHEALTH']._serialized_start=914
+  _globals['_WEBHOOKHEALTH']._serialized_end=1345
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=1348
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1511
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1513
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1590
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=1592
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=1631
+  _globals['_GETWEBHOOKRESPONSE']._serialized_start=1633
+  _globals['_GETWEBHOOKRESPONSE']._serialized_end=1691
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1693
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1769
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1771
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1857
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=1860
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=2052
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=2054
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=2115
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=2117
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=2159
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=2161
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=2184
+  _globals['_REDELIVERWEBHOOKREQUEST']._serialized_start=2186
+  _globals['_REDELIVERWEBHOOKREQUEST']._serialized_end=2284
+  _globals['_REDELIVERWEBHOOKRESPONSE']._serialized_start=2286
+  _globals['_REDELIVERWEBHOOKRESPONSE']._serialized_end=2350
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=2352
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=2436
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=2438
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=2521
+  _globals['_WEBHOOKSERVICE']._serialized_start=2757
+  _globals['_WEBHOOKSERVICE']._serialized_end=3390
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,30 @@ WEBHOOK_EVENT_KIND_INPUT_REQUESTED: WebhookEventKind.ValueType  # 2
 """An agent asks people a question; `type` is `input.requested`."""
 Global___WebhookEventKind: _TypeAlias = WebhookEventKind  # noqa: Y015
 
+class _WebhookFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WebhookFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WebhookFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEBHOOK_FORMAT_UNSPECIFIED: _WebhookFormat.ValueType  # 0
+    """The standard format."""
+    WEBHOOK_FORMAT_STANDARD: _WebhookFormat.ValueType  # 1
+    """`type`, `timestamp` and `data`."""
+    WEBHOOK_FORMAT_A2A: _WebhookFormat.ValueType  # 2
+    """A StreamResponse of A2A 1.0 with the status of the task, as its push notifications have it."""
+
+class WebhookFormat(_WebhookFormat, metaclass=_WebhookFormatEnumTypeWrapper):
+    """What the bodies of deliveries look like."""
+
+WEBHOOK_FORMAT_UNSPECIFIED: WebhookFormat.ValueType  # 0
+"""The standard format."""
+WEBHOOK_FORMAT_STANDARD: WebhookFormat.ValueType  # 1
+"""`type`, `timestamp` and `data`."""
+WEBHOOK_FORMAT_A2A: WebhookFormat.ValueType  # 2
+"""A StreamResponse of A2A 1.0 with the status of the task, as its push notifications have it."""
+Global___WebhookFormat: _TypeAlias = WebhookFormat  # noqa: Y015
+
 @_typing.final
 class WebhookFilter(_message.Message):
     """Selects events. Each criterion that is set must match."""
@@ -125,6 +149,50 @@ class WebhookFilter(_message.Message):
 Global___WebhookFilter: _TypeAlias = WebhookFilter  # noqa: Y015
 
 @_typing.final
+class WebhookRun(_message.Message):
+    """Binds a webhook to a single run. It delivers nothing but the events of that run, and is deleted ten
+    minutes after the end of the run, once they are delivered.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    AUTHORIZATION_FIELD_NUMBER: _builtins.int
+    NOTIFICATION_TOKEN_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run. It need not be accepted yet, but must be within an hour."""
+    name: _builtins.str
+    """A name that is unique among the webhooks of the run. Creating a webhook of the same name replaces
+    the earlier one; it goes on where that one is.
+    """
+    format: Global___WebhookFormat.ValueType
+    """What the bodies of deliveries look like."""
+    authorization: _builtins.str
+    """The value of the header Authorization of each delivery: a scheme, a space and credentials.
+    Responses have only the scheme.
+    """
+    notification_token: _builtins.str
+    """The value of the header X-A2A-Notification-Token of each delivery. Responses do not have it."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        format: Global___WebhookFormat.ValueType = ...,
+        authorization: _builtins.str = ...,
+        notification_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "format", b"format", "name", b"name", "notification_token", b"notification_token", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebhookRun: _TypeAlias = WebhookRun  # noqa: Y015
+
+@_typing.final
 class Webhook(_message.Message):
     """A webhook, and how its deliveries are doing."""
 
@@ -140,6 +208,7 @@ class Webhook(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     OLD_SECRET_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     webhook_id: _builtins.str
     """The id."""
     url: _builtins.str
@@ -170,6 +239,10 @@ class Webhook(_message.Message):
     def health(self) -> Global___WebhookHealth:
         """How its deliveries are doing."""
 
+    @_builtins.property
+    def run(self) -> Global___WebhookRun:
+        """The run whose events it delivers. Unset: those of all runs."""
+
     def __init__(
         self,
         *,
@@ -183,10 +256,11 @@ class Webhook(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         old_secret_expires_at: _timestamp_pb2.Timestamp | None = ...,
         health: Global___WebhookHealth | None = ...,
+        run: Global___WebhookRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "filter", b"filter", "health", b"health", "old_secret_expires_at", b"old_secret_expires_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "filter", b"filter", "health", b"health", "old_secret_expires_at", b"old_secret_expires_at", "run", b"run", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "enabled", b"enabled", "etag", b"etag", "filter", b"filter", "full", b"full", "health", b"health", "old_secret_expires_at", b"old_secret_expires_at", "updated_at", b"updated_at", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "enabled", b"enabled", "etag", b"etag", "filter", b"filter", "full", b"full", "health", b"health", "old_secret_expires_at", b"old_secret_expires_at", "run", b"run", "updated_at", b"updated_at", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -289,6 +363,7 @@ class CreateWebhookRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
     DISABLED_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """The URL: https, or http to a network that the server's settings allow."""
     secret: _builtins.str
@@ -301,6 +376,12 @@ class CreateWebhookRequest(_message.Message):
     def filter(self) -> Global___WebhookFilter:
         """The events to deliver. Unset: all."""
 
+    @_builtins.property
+    def run(self) -> Global___WebhookRun:
+        """Binds it to a single run; callers who start runs may do this too. A tenant has at most 1,000 such
+        webhooks, and a run 10. Unset: it delivers the events of all runs.
+        """
+
     def __init__(
         self,
         *,
@@ -309,10 +390,11 @@ class CreateWebhookRequest(_message.Message):
         filter: Global___WebhookFilter | None = ...,
         full: _builtins.bool = ...,
         disabled: _builtins.bool = ...,
+        run: Global___WebhookRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disabled", b"disabled", "filter", b"filter", "full", b"full", "secret", b"secret", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disabled", b"disabled", "filter", b"filter", "full", b"full", "run", b"run", "secret", b"secret", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -400,19 +482,23 @@ class ListWebhooksRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Maximum number of webhooks per page; 0: 50; larger values are capped at 1,000."""
     page_token: _builtins.str
     """The next_page_token of the previous page; empty: first page."""
+    run_id: _builtins.str
+    """Only the webhooks of this run. Empty: all."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

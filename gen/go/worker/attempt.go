@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -79,11 +78,11 @@ func (a *attempt) execute(ctx context.Context, agent Agent) {
 	}
 	a.finish.Number = a.last()
 	if err == nil || a.isStopped { // W6
-		a.end = &pb.WorkRequest{Message: &pb.WorkRequest_Finish_{Finish: a.finish}}
+		a.end = validated(&pb.WorkRequest{Message: &pb.WorkRequest_Finish_{Finish: a.finish}})
 		return
 	}
 	fail := &pb.WorkRequest_Fail{Number: a.last(), Usage: a.finish.Usage, Model: a.finish.Model, Reason: reason, Message: message}
-	a.end = &pb.WorkRequest{Message: &pb.WorkRequest_Fail_{Fail: fail}}
+	a.end = validated(&pb.WorkRequest{Message: &pb.WorkRequest_Fail_{Fail: fail}})
 }
 
 // call fails the run, and not the worker, if the agent panics.
@@ -109,7 +108,7 @@ func explain(err error) (reason, message string) {
 	}
 	var own *Error
 	if errors.As(err, &own) {
-		reason = strings.ToValidUTF8(own.Reason, "\uFFFD")
+		reason = own.Reason
 	}
 	return reason, cut(err.Error())
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"google.golang.org/protobuf/proto"
-
 	v1 "runlane.example/gen/go/runlane/v1"
 	pb "runlane.example/gen/go/runlane/worker/v1"
 )
@@ -38,7 +36,7 @@ func (t *Turn) Think(text string) error {
 }
 
 func (t *Turn) emitText(text string, event func(string) *pb.Event) error {
-	text = strings.ToValidUTF8(text, "\uFFFD")
+	text = valid(text)
 	for len(text) > 0 {
 		n := min(len(text), maxText)
 		for n < len(text) && !utf8.RuneStart(text[n]) {
@@ -80,7 +78,7 @@ func (t *Turn) Custom(kind string, value any) error {
 
 // Emit emits an event of any kind.
 func (t *Turn) Emit(event *pb.Event) error {
-	_, err := t.attempt.emit(event)
+	_, err := t.attempt.emit(validated(event))
 	return err
 }
 
@@ -122,6 +120,7 @@ func (t *Turn) History() ([]*v1.Message, error) {
 // result is stored as JSON. A key has 1 to 128 bytes.
 func Step[T any](t *Turn, key string, work func() (T, error)) (T, error) {
 	var result T
+	key = valid(key)
 	find := &pb.WorkRequest{Message: &pb.WorkRequest_FindStep_{FindStep: &pb.WorkRequest_FindStep{Key: key}}}
 	found, err := t.attempt.ask("step "+key, find)
 	if err != nil {
@@ -138,7 +137,7 @@ func Step[T any](t *Turn, key string, work func() (T, error)) (T, error) {
 		return result, err
 	}
 	event := &pb.Event{Event: &pb.Event_Step{Step: &v1.RunEvent_Step{Key: key, Result: string(content)}}}
-	number, err := t.attempt.emit(event)
+	number, err := t.attempt.emit(validated(event))
 	if err != nil {
 		return result, err
 	}
@@ -153,7 +152,7 @@ func (t *Turn) Ask(questions ...*pb.Question) ([]*v1.InputAnswer, error) {
 	asked := make([]*pb.Question, len(questions))
 	names := make([]string, len(questions))
 	for n, question := range questions {
-		asked[n] = proto.Clone(question).(*pb.Question)
+		asked[n] = validated(question)
 		if asked[n].Key == "" {
 			asked[n].Key = t.attempt.keyOf(asked[n])
 		}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from runlane_server.access.caller import AuthenticationFailed, Caller, Credentia
 from runlane_server.access.entries import BadEntry, Entries, parse
 from runlane_server.access.failure_log import FailureLog
 from runlane_server.access.file_stamp import Stamp, stamp
+from runlane_server.access.grants import Grant
 from runlane_server.access.jwts import JwtVerifier, UnusableKeys
 from runlane_server.access.quotas import Quotas
 from runlane_server.access.tokens import PREFIX, TokenVerifier
@@ -66,6 +67,11 @@ class AccessFile:
     def quotas(self) -> Quotas:
         """The quotas of the tenants."""
         return self._contents.entries.quotas
+
+    @property
+    def grants(self) -> Sequence[Grant]:
+        """The standing approvals."""
+        return self._contents.entries.grants
 
     def authenticate(self, credentials: Credentials) -> Caller:
         """Returns the caller. Raises Unauthenticated; only the log says why."""

@@ -1,4 +1,4 @@
-"""Admits accepts by the quotas of their tenant, before anything is written."""
+"""Admits accepts and questions by the quotas of their tenant, before anything is written."""
 
 from __future__ import annotations
 
@@ -16,22 +16,47 @@ RETRY_AFTER = 1.0
 
 @dataclass(slots=True)
 class TokenBucket:
-    """A token bucket: `tokens` accepts were available at the time `at`, in seconds."""
+    """A token bucket: `tokens` were available at the time `at`, in seconds."""
 
     tokens: float
     at: float
 
-    def take(self, now: float, rate: float, burst: int) -> float:
-        """Takes a token; returns 0.0, or the seconds until one is available.
+    def take(self, now: float, rate: float, burst: int, count: int = 1) -> float:
+        """Takes tokens if one is available; returns 0.0, or the seconds until one is.
 
-        `rate` is in tokens per second; `burst` is the capacity.
+        `rate` is in tokens per second; `burst` is the capacity. If it takes more than are
+        available, the following callers wait longer.
         """
         self.tokens = min(float(burst), self.tokens + max(0.0, now - self.at) * rate)
         self.at = now
         if self.tokens < 1:
             return (1 - self.tokens) / rate
-        self.tokens -= 1
+        self.tokens -= count
         return 0.0
+
+
+class QuestionRate:
+    """Decides whether agents of a tenant may ask people. One per node; `now` is a monotonic
+    clock."""
+
+    def __init__(self, book: QuotaBook, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._book = book
+        self._now = now
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def refusal(self, tenant: str, count: int) -> QuotaExceeded | None:
+        """Why an agent of a tenant may not ask `count` questions; None if it may, which consumes
+        that many tokens."""
+        quota = self._book.of(tenant)
+        rate, burst = quota.questions_per_second, quota.burst_of_questions
+        if rate is None or not count:
+            return None
+        now = self._now()
+        bucket = self._buckets.setdefault(tenant, TokenBucket(float(burst), now))
+        delay = bucket.take(now, rate, burst, count)
+        if not delay:
+            return None
+        return quota_exceeded(tenant, "questions_per_second", rate, retry_after=delay)
 
 
 class Admission:

@@ -1,4 +1,4 @@
-"""Edits the access file in place: adds and removes tokens and preserves everything else.
+"""Edits the access file in place: adds and removes tokens and grants, and keeps everything else.
 
 Edits work on lines, and `entries.parse` then proves the result. A library for such edits was tried:
 tomlkit 0.15 moves all `[[token]]` tables of a file together, which separates comments from their
@@ -8,9 +8,10 @@ tables as soon as another table stands between two tokens.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from runlane_server.access.caller import NAME_FORM, TENANT_FORM, Role, is_name, is_tenant
 from runlane_server.access.entries import BadEntry, Entries, LineIndex, parse
+from runlane_server.access.grants import Grant
 from runlane_server.access.tokens import Token, make
 
 
@@ -43,33 +45,70 @@ def add(path: Path, name: str, *, tenant: str, role: Role, expires: datetime | N
         f'sha256 = "{sha256}"',
     ]
     if expires is not None:
-        lines.append(f"expires = {expires.astimezone(UTC).isoformat(timespec='seconds')}")
+        lines.append(f"expires = {_iso(expires.timestamp())}")
 
-    def append(before: str, entries: Entries) -> str:
-        if any(token.caller.name == name for token in entries.tokens):
-            raise CannotEdit(f"{path}: token {name!r} already exists; revoke it first")
-        gap = "\n\n" if before.strip() else ""
-        return before.rstrip() + gap + "\n".join(lines) + "\n"
-
-    with _edited(path) as edit:
-        edit(append)
+    _append(path, "token", name, lines)
     return text
 
 
 def remove(path: Path, name: str) -> None:
     """Removes a token from the file. Raises CannotEdit."""
+    _remove(path, "token", name)
 
+
+def tokens(path: Path) -> list[Token]:
+    """Returns the tokens in the file. Raises CannotEdit."""
+    return list(_read(path)[1].tokens)
+
+
+def add_grant(path: Path, grant: Grant) -> None:
+    """Adds a standing approval to the file, which is created if missing. Raises CannotEdit."""
+    texts = ("name", "tenant", "agent", "tool", "set_by")
+    # Strings of JSON that are not reduced to ASCII are strings of TOML too.
+    lines = [
+        "[[grant]]",
+        *(f"{key} = {_toml(getattr(grant, key))}" for key in texts),
+        *(f"{key} = {_iso(getattr(grant, key))}" for key in ("set_at", "expires")),
+    ]
+    if grant.arguments:
+        given = grant.arguments.items()
+        shown = (f"{_toml(key)} = {_toml(json.loads(text))}" for key, text in given)
+        lines.append(f"arguments = {{ {', '.join(shown)} }}")
+    _append(path, "grant", grant.name, lines)
+
+
+def remove_grant(path: Path, name: str) -> None:
+    """Removes a standing approval from the file. Raises CannotEdit."""
+    _remove(path, "grant", name)
+
+
+def grants(path: Path) -> list[Grant]:
+    """Returns the standing approvals in the file. Raises CannotEdit."""
+    return list(_read(path)[1].grants)
+
+
+def _append(path: Path, kind: str, name: str, lines: Sequence[str]) -> None:
+    def append(before: str, entries: Entries) -> str:
+        if name in _names(entries, kind):
+            raise CannotEdit(f"{path}: {kind} {name!r} already exists; {_REMOVES[kind]} it first")
+        gap = "\n\n" if before.strip() else ""
+        return before.rstrip() + gap + "\n".join(lines) + "\n"
+
+    with _edited(path) as edit:
+        edit(append)
+
+
+def _remove(path: Path, kind: str, name: str) -> None:
     def cut(before: str, entries: Entries) -> str:
-        names = [token.caller.name for token in entries.tokens]
+        names = _names(entries, kind)
         if name not in names:
-            raise CannotEdit(f"{path}: there is no token {name!r}")
-        block = LineIndex(before).block("token", names.index(name))
+            raise CannotEdit(f"{path}: there is no {kind} {name!r}")
+        block = LineIndex(before).block(kind, names.index(name))
         after = before if block is None else _without(before, *block)
-        left = [token for token in entries.tokens if token.caller.name != name]
-        # The lines were found by pattern; parsing the result proves that only the token is gone.
-        if not _parses_to(after, replace(entries, tokens=left), path.parent):
+        # The lines were found by pattern; parsing the result proves that only this is gone.
+        if not _parses_to(after, _left(entries, kind, name), path.parent):
             raise CannotEdit(
-                f"{path}: cannot locate the lines of token {name!r}; remove it by hand"
+                f"{path}: cannot locate the lines of {kind} {name!r}; remove it by hand"
             )
         return after
 
@@ -77,9 +116,29 @@ def remove(path: Path, name: str) -> None:
         edit(cut)
 
 
-def tokens(path: Path) -> list[Token]:
-    """Returns the tokens in the file. Raises CannotEdit."""
-    return list(_read(path)[1].tokens)
+_REMOVES = {"token": "revoke", "grant": "remove"}
+
+
+def _names(entries: Entries, kind: str) -> list[str]:
+    if kind == "grant":
+        return [grant.name for grant in entries.grants]
+    return [token.caller.name for token in entries.tokens]
+
+
+def _left(entries: Entries, kind: str, name: str) -> Entries:
+    """The entries without one."""
+    if kind == "grant":
+        return replace(entries, grants=[one for one in entries.grants if one.name != name])
+    return replace(entries, tokens=[one for one in entries.tokens if one.caller.name != name])
+
+
+def _toml(value: object) -> str:
+    """A text, a number, a truth value, or a list of these."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _without(text: str, first: int, end: int) -> str:
@@ -115,7 +174,10 @@ def _edited(path: Path) -> Iterator[Callable[[Callable[[str, Entries], str]], No
     def edit(change: Callable[[str, Entries], str]) -> None:
         before, entries = _read(path) if path.exists() else ("", Entries())
         after = change(before, entries)
-        parse(after, path.parent)
+        try:
+            parse(after, path.parent)
+        except BadEntry as error:
+            raise CannotEdit(f"{path}: {error}") from None
         _replace(path, after)
 
     try:

@@ -1,4 +1,4 @@
-"""The content of the access file: callers and quotas, as TOML."""
+"""The content of the access file: callers, quotas and standing approvals, as TOML."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from runlane_server.access.caller import (
     is_tenant,
 )
 from runlane_server.access.certificate import SUBJECT_FORM, is_subject, typed_subject
+from runlane_server.access.grants import MAX_DAYS, Grant, canonical
 from runlane_server.access.jwts import ALGORITHMS, JwtSettings
 from runlane_server.access.quotas import Quotas, read_quotas
 from runlane_server.access.tokens import ID, SHA256, Token
@@ -47,6 +48,7 @@ class Entries:
     certificates: Mapping[str, Caller] = field(default_factory=dict)
     jwt: JwtSettings | None = None
     quotas: Quotas = field(default_factory=Quotas)
+    grants: Sequence[Grant] = ()
 
 
 def parse(text: str, folder: Path = Path()) -> Entries:
@@ -62,13 +64,15 @@ def parse(text: str, folder: Path = Path()) -> Entries:
     _check_unique("token", lines, [token.id for token in tokens], "id")
     certificates = [_certificate(table) for table in _tables(top, "certificate", lines)]
     _check_unique("certificate", lines, [name for name, _ in certificates], "subject")
+    grants = [_grant(table) for table in _tables(top, "grant", lines)]
+    _check_unique("grant", lines, [grant.name for grant in grants], "name")
     jwt = top.take("jwt", dict, None)
     quotas = _quotas(top)
     top.reject_unknown()
     settings = None
     if jwt is not None:
         settings = _jwt(_Table(jwt, lambda key: lines.line("jwt", 0, key)), folder)
-    return Entries(tokens, dict(certificates), settings, quotas)
+    return Entries(tokens, dict(certificates), settings, quotas, grants)
 
 
 def _quotas(top: _Table) -> Quotas:
@@ -172,11 +176,50 @@ def _token(table: _Table) -> Token:
     caller = Caller(_tenant(table), table.role(), name, agents=_agents(table))
     token_id = table.text("id", ID.fullmatch, "an id of 16 characters from a-z and 2-7")
     sha256 = table.text("sha256", SHA256.fullmatch, "64 lower-case hexadecimal digits")
-    expires = table.take("expires", datetime, None)
-    if expires is not None and expires.tzinfo is None:
-        raise table.error("expires", "has no time zone")
+    expires = _time(table, "expires")
     table.reject_unknown()
-    return Token(token_id, sha256, caller, None if expires is None else expires.timestamp())
+    return Token(token_id, sha256, caller, expires)
+
+
+def _time(table: _Table, key: str) -> float | None:
+    """A time, in seconds since 1970."""
+    found = table.take(key, datetime, None)
+    if found is not None and found.tzinfo is None:
+        raise table.error(key, "has no time zone")
+    return None if found is None else found.timestamp()
+
+
+def _grant(table: _Table) -> Grant:
+    name = table.text("name", is_name, NAME_FORM)
+    set_at, expires = _time(table, "set_at"), _time(table, "expires")
+    if set_at is None or expires is None:
+        raise table.error("set_at" if set_at is None else "expires", "is missing")
+    if not set_at < expires <= set_at + MAX_DAYS * 86400:
+        raise table.error("expires", f"must be after set_at, by at most {MAX_DAYS} days")
+    grant = Grant(
+        name=name,
+        tenant=_tenant(table),
+        agent=table.text("agent", is_agent_name, AGENT_FORM),
+        tool=table.text("tool", _is_tool, "a name of printable characters"),
+        set_by=table.text("set_by", is_name, NAME_FORM),
+        set_at=set_at,
+        expires=expires,
+        arguments=_arguments(table),
+    )
+    table.reject_unknown()
+    return grant
+
+
+def _arguments(table: _Table) -> Mapping[str, str]:
+    found = table.take("arguments", dict, {}) or {}
+    try:
+        return {name: canonical(value) for name, value in found.items()}
+    except (TypeError, ValueError):
+        raise table.error("arguments", "has a value that JSON has no form for") from None
+
+
+def _is_tool(text: str) -> bool:
+    return bool(text) and text.isprintable()
 
 
 def _certificate(table: _Table) -> tuple[str, Caller]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from runlane_server.access.caller import Role
@@ -63,6 +63,12 @@ PUBLIC_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check"
 NODE_METHODS = frozenset({_RUNS + "SubscribeRun"})
 """Methods that another node of the same store may call, each for the one run that it signed for."""
 
+RUN_WEBHOOKS = frozenset(
+    _WEBHOOKS + name for name in ("CreateWebhook", "GetWebhook", "ListWebhooks", "DeleteWebhook")
+)
+"""Methods that a caller who starts runs may call too, for webhooks of single runs: the service
+checks that (`may_manage_webhooks`)."""
+
 _GRANTS: Mapping[Role, frozenset[Role]] = MappingProxyType(
     {
         Role.READ: frozenset({Role.READ}),
@@ -81,4 +87,12 @@ their questions."""
 def is_allowed(role: Role, method: str) -> bool:
     """Whether a role may call a method."""
     required = REQUIRED_ROLES.get(method)
-    return required is not None and required in _GRANTS[role]
+    if required is None:
+        return False
+    granted = _GRANTS[role]
+    return required in granted or (method in RUN_WEBHOOKS and Role.RUN in granted)
+
+
+def may_manage_webhooks(roles: Iterable[Role]) -> bool:
+    """Whether a caller with these roles may manage webhooks other than those of single runs."""
+    return any(Role.WEBHOOKS in _GRANTS[role] for role in roles)

@@ -19,7 +19,7 @@ class Quota:
     """The limits of one tenant on one node. None means unlimited.
 
     `accepts_per_second` refills a bucket of `accepts_burst` accepts; by default the bucket holds
-    the accepts of one second.
+    the accepts of one second. `questions_per_second` does the same for questions of agents.
     """
 
     max_active_runs: int | None = None
@@ -28,11 +28,22 @@ class Quota:
     accepts_burst: int | None = None
     max_streams: int | None = None
     max_stored_bytes: int | None = None
+    questions_per_second: float | None = None
+    questions_burst: int | None = None
 
     @property
     def burst(self) -> int:
         """Size of the bucket of accepts, at least 1. Meaningful only with a rate."""
-        return self.accepts_burst or max(1, math.ceil(self.accepts_per_second or 1))
+        return _burst(self.accepts_burst, self.accepts_per_second)
+
+    @property
+    def burst_of_questions(self) -> int:
+        """Size of the bucket of questions, at least 1. Meaningful only with a rate."""
+        return _burst(self.questions_burst, self.questions_per_second)
+
+
+def _burst(burst: int | None, rate: float | None) -> int:
+    return burst or max(1, math.ceil(rate or 1))
 
 
 NO_LIMIT = Quota()
@@ -41,7 +52,7 @@ MAX_LIMIT = 1_000_000_000
 """Upper bound of counts and rates; beyond it, no limit is meant."""
 
 MIN_RATE = 0.000_001
-"""Accepts per second. With a lower rate the retry delay would not fit into the answer."""
+"""Per second. With a lower rate the retry delay would not fit into the answer."""
 
 MAX_BYTES = 1 << 60
 
@@ -51,8 +62,12 @@ _MINIMUMS = {
     "accepts_burst": 1,
     "max_streams": 0,
     "max_stored_bytes": 0,
+    "questions_burst": 1,
 }
 """The limits that are whole numbers, each with its minimum."""
+
+_RATES = ("accepts", "questions")
+"""The limits per second; each may have a burst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +146,15 @@ def _read_quota(name: str, limits: object) -> Quota:
     for key, value in limits.items():
         if problem := _problem(key, value):
             raise ValueError(f"{place}.{key}: {problem}")
-    if "accepts_burst" in limits and "accepts_per_second" not in limits:
-        raise ValueError(f"{place}.accepts_burst: requires accepts_per_second")
+    for what in _RATES:
+        if f"{what}_burst" in limits and f"{what}_per_second" not in limits:
+            raise ValueError(f"{place}.{what}_burst: requires {what}_per_second")
     return Quota(**cast("Mapping[str, int]", limits))
 
 
 def _problem(key: str, value: object) -> str:
     """Why a limit is invalid; empty if it is valid."""
-    if key == "accepts_per_second":
+    if key in [f"{what}_per_second" for what in _RATES]:
         valid = _is_rate(value)
         return "" if valid else f"must be a number from {MIN_RATE:f} to {MAX_LIMIT}"
     minimum = _MINIMUMS.get(key)

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from runlane_server.agents.command.prctl import protect_memory
 from runlane_server.cli import maintenance
+from runlane_server.cli.grant_commands import grant
 from runlane_server.cli.health import health
 from runlane_server.cli.token_commands import token
 from runlane_server.config import Config
@@ -67,8 +68,8 @@ def command(context: click.Context, /, **settings: Any) -> int:
     """Starts a Runlane server, which accepts agent runs, executes them and reports their ends.
 
     Every option is also an environment variable, such as RUNLANE_LISTEN for --listen, and a key of
-    the --config file. The commands maintain tokens and the database, also while a server runs;
-    their options go after the name of the command.
+    the --config file. The commands maintain tokens, grants and the database, also while a server
+    runs; their options go after the name of the command.
     """
     invalid = problems_of(context)
     if context.invoked_subcommand == check_config.name:
@@ -181,6 +182,7 @@ def rotate_node_key(store: str) -> int:
 
 
 command.add_command(token)
+command.add_command(grant)
 command.add_command(health)
 
 

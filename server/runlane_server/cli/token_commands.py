@@ -15,7 +15,7 @@ from runlane_server.access.editing import CannotEdit
 from runlane_server.config.option_types import Duration
 from runlane_server.config.sources import access_options
 
-_SETTINGS = {
+SETTINGS = {
     "auto_envvar_prefix": "RUNLANE",
     "show_default": True,
     "help_option_names": ["-h", "--help"],
@@ -33,7 +33,7 @@ _RIGHTS: Mapping[Role, str] = {
 }
 
 
-@click.group("token", context_settings=_SETTINGS)
+@click.group("token", context_settings=SETTINGS)
 def token() -> None:
     """Creates, lists and revokes tokens of callers.
 
@@ -42,7 +42,7 @@ def token() -> None:
     """
 
 
-@token.command("new", context_settings=_SETTINGS)
+@token.command("new", context_settings=SETTINGS)
 @access_options
 @click.argument("name")
 @click.option(
@@ -71,18 +71,18 @@ def new(access: str | None, name: str, tenant: str, role: str, expires: float | 
     """
     until = None if expires is None else datetime.fromtimestamp(int(time.time() + expires), UTC)
     try:
-        text = editing.add(_path(access), name, tenant=tenant, role=Role(role), expires=until)
+        text = editing.add(access_path(access), name, tenant=tenant, role=Role(role), expires=until)
     except CannotEdit as error:
         raise click.ClickException(str(error)) from None
     click.echo(text)
 
 
-@token.command("list", context_settings=_SETTINGS)
+@token.command("list", context_settings=SETTINGS)
 @access_options
 def listed(access: str | None) -> None:
     """Lists the tokens: name, tenant, role, expiry and id, separated by tabs."""
     try:
-        found = editing.tokens(_path(access))
+        found = editing.tokens(access_path(access))
     except CannotEdit as error:
         raise click.ClickException(str(error)) from None
     now = time.time()
@@ -95,18 +95,19 @@ def listed(access: str | None) -> None:
         click.echo("\t".join((caller.name, caller.tenant, caller.role.value, until, each.id)))
 
 
-@token.command("revoke", context_settings=_SETTINGS)
+@token.command("revoke", context_settings=SETTINGS)
 @access_options
 @click.argument("name")
 def revoke(access: str | None, name: str) -> None:
     """Removes a token from the file. A server then ends the calls that were made with it."""
     try:
-        editing.remove(_path(access), name)
+        editing.remove(access_path(access), name)
     except CannotEdit as error:
         raise click.ClickException(str(error)) from None
 
 
-def _path(access: str | None) -> Path:
+def access_path(access: str | None) -> Path:
+    """The access file. Raises UsageError if none is named."""
     if access is None:
         raise click.UsageError("--access FILE is required")
     return Path(access)

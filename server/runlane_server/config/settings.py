@@ -428,6 +428,13 @@ class Config:
         click.BOOL,
         "Accept callers from the network without authentication.",
     )
+    require_question_digest: bool = setting(
+        False,
+        Topic.ACCESS,
+        click.BOOL,
+        "Refuse the answer to an approval that does not name the digest of the question: of its "
+        "text, tool and exact arguments, as the person saw them.",
+    )
 
     # --- Webhooks
 

@@ -129,6 +129,11 @@ class RunInput(NamedTuple):
     checkpoint: str = ""
     asks: int = 0
 
+    @property
+    def waits(self) -> bool:
+        """Whether only an answer goes on with the run: a request is open, and no agent works."""
+        return self.parked and bool(self.pending) and not self.expired
+
 
 NO_INPUT = RunInput()
 

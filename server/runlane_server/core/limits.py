@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from runlane_server.core.errors import EmptyPrompt, InvalidArgument, PromptTooLarge
-from runlane_server.core.model import Micros, Prompt, utf8_size
+from runlane_server.core.model import Attachment, Micros, Prompt, utf8_size
+
+MAX_INPUT_BYTES = (4 << 20) - (384 << 10)
+"""Maximum size of a prompt together with its attachments: a message of 4 MiB has to hold both, with
+the labels of the run. Only settings above the defaults reach it."""
 
 RETRY_PAUSE = 1.0
 """Seconds between retries while the store is unavailable."""
@@ -67,10 +71,20 @@ def prompt_errors(prompt: Prompt, limits: Limits) -> Iterator[InvalidArgument]:
         yield PromptTooLarge.of("prompt", f"has {size} bytes; {limit} is the limit")
     if not prompt.attachments:
         return
-    size = sum(attachment.size for attachment in prompt.attachments)
+    attached = sum(attachment.size for attachment in prompt.attachments)
     limit = limits.max_attachment_bytes
-    if size > limit:
-        yield PromptTooLarge.of("attachments", f"have {size} bytes together; {limit} is the limit")
+    if attached > limit:
+        problem = f"have {attached} bytes together; {limit} is the limit"
+        yield PromptTooLarge.of("attachments", problem)
+    total = size + sum(map(_message_size, prompt.attachments))
+    if attached <= limit and size <= limits.max_prompt_bytes and total > MAX_INPUT_BYTES:
+        problem = f"have {total} bytes with names and prompt; {MAX_INPUT_BYTES} is the limit"
+        yield PromptTooLarge.of("attachments", problem)
+
+
+def _message_size(attachment: Attachment) -> int:
+    """An upper bound of the size of an attachment in a message."""
+    return attachment.size + utf8_size(attachment.name) + utf8_size(attachment.mime_type) + 24
 
 
 def _has_text(content: str | bytes) -> bool:

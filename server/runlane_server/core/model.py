@@ -268,6 +268,14 @@ class Run(NamedTuple):
     revision: int = 0
     last_update: str = ""
 
+    @property
+    def without_text(self) -> Run:
+        """The run without the text and the result of its terminal event."""
+        if self.complete is None:
+            return self
+        bare = self.complete._replace(text="", text_truncated=False, result="")
+        return self._replace(complete=bare)
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

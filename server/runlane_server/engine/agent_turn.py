@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,6 +47,13 @@ MESSAGE_BYTES = 200
 """The size of a message besides its content, so that many empty ones have a limit too."""
 
 
+@dataclass(slots=True)
+class Hold:
+    """Whether a supervisor may still commit for its attempt: not once another one has it."""
+
+    is_over: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """An attempt of a run. `request` is None if it must be read from the store; `trace` is the
@@ -57,6 +64,7 @@ class Job:
     request: RunRequest | None
     trace: str = ""
     is_resumed: bool = False
+    hold: Hold = field(default_factory=Hold)
 
     @property
     def run_key(self) -> RunKey:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import structlog
@@ -117,7 +117,7 @@ class Asking:
         self._going_on = asyncio.Event()
         self._going_on.set()
         self._lock = asyncio.Lock()
-        self._repeated: Counter[str] = Counter()
+        self._keys: set[str] = set()
         self._asks = job.run.asking.asks
 
     def follow(self, run: LaneRun) -> None:
@@ -138,6 +138,8 @@ class Asking:
         question = await self.question(asked)
         async with self._lock:
             found = await self._find(question.key)
+            if found is None:
+                self._admit([question])
             if found is None or found.state is InputState.OPEN:
                 # Cancelling the agent must not interrupt the commit.
                 self.posting = create_own_task(self._post(question))
@@ -156,12 +158,28 @@ class Asking:
         """The question, with its key. Raises AgentError."""
         question = question_of(asked)
         if not asked.key:
-            repeated = self._repeated[question.key]
-            self._repeated[question.key] += 1
-            if repeated:
-                question = question_of(asked, repeated=repeated)
+            question = self._named(asked, question)
         await check_question(question, self._job.key.tenant)
         return question
+
+    def _named(self, asked: Asked, question: Question) -> Question:
+        """The question with a key of its own, if it is equal to others of this attempt."""
+        for repeated in count():
+            if repeated:
+                question = question_of(asked, repeated=repeated)
+            if question.key not in self._keys:
+                self._keys.add(question.key)
+                return question
+        raise AssertionError
+
+    def _admit(self, new: Sequence[Question]) -> None:
+        """Raises AgentError if the tenant may not ask now. Then the same question gets the same
+        key later, as in an attempt that is not refused."""
+        try:
+            self._lane.admit_questions(self._job.key.tenant, len(new))
+        except AgentError:
+            self._keys.difference_update(question.key for question in new)
+            raise
 
     async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
         """Asks when the agent returns; returns whether anything is not answered yet (R44).
@@ -175,6 +193,7 @@ class Asking:
             for one, known in zip(made, found, strict=True)
             if known is None or known.state is InputState.OPEN
         ]
+        self._admit([one for one, known in zip(made, found, strict=True) if known is None])
         self.leaving = (left, checkpoint) if left else None
         return bool(left)
 

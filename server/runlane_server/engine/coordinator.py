@@ -16,6 +16,7 @@ from uuid_utils import uuid7
 
 from runlane_server.access.admission import Admission
 from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.access.grants import GrantBook
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.agents.base import Agent
@@ -97,6 +98,7 @@ class Coordinator:
         node: NodeSettings | None = None,
         observer: Observer = NO_OBSERVER,
         quotas: QuotaBook | None = None,
+        grants: GrantBook | None = None,
         gates: Gates | None = None,
         pulse: Pulse | None = None,
         now: Callable[[], Micros] = lambda: time.time_ns() // 1000,
@@ -123,12 +125,13 @@ class Coordinator:
             node or NodeSettings(),
             observer=observer,
             quotas=quotas,
+            grants=GrantBook() if grants is None else grants,
             gates=self._gates,
             # A simulation has no load to measure, and the words of its agents wait for nothing.
             pulse=pulse or Pulse(0.0),
         )
         self._lanes = self._executor.lanes
-        self.inputs = Inputs(self._lanes, store, self.now)
+        self.inputs = Inputs(self._lanes, store, self._agents.names, self.now)
         self.updates = Updates(
             self._lanes,
             store,

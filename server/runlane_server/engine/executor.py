@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 from uuid_utils import uuid7
 
+from runlane_server.access.admission import QuestionRate
+from runlane_server.access.grants import GrantBook
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.cluster.membership import Membership
@@ -32,6 +34,7 @@ from runlane_server.engine.recovery import Recovery
 from runlane_server.engine.replay import Replays
 from runlane_server.engine.run_log import log_ends
 from runlane_server.engine.runner import Runner
+from runlane_server.engine.standing_approvals import StandingApprovals
 from runlane_server.engine.worker_turn import fence_of
 from runlane_server.harness.gates import Gates
 from runlane_server.store.base import HostedRun, Store
@@ -68,6 +71,7 @@ class Executor:
         *,
         observer: Observer,
         quotas: QuotaBook,
+        grants: GrantBook,
         gates: Gates,
         pulse: Pulse,
     ) -> None:
@@ -96,7 +100,13 @@ class Executor:
         ]
         self.on_agent_ready: Callable[[str], None] = _ignore
         self.is_draining = False
-        self._lane_access = LaneAccess(self.lanes, store, observer)
+        self._lane_access = LaneAccess(
+            self.lanes,
+            store,
+            observer,
+            rate=QuestionRate(quotas),
+            approvals=StandingApprovals(grants, self.lanes, names, now),
+        )
         self._store = store
         self._agents = agents
         self._limits = limits
@@ -231,9 +241,7 @@ class Executor:
     def continue_agent(self, key: SessionKey, run: LaneRun) -> None:
         """Continues an attempt that another process began, once its worker has reconnected."""
         if self.has_agent(key, run):
-            # It was here before, and has continued on another node since: what this node knows of
-            # it is out of date.
-            self._runners[key].hand_over()
+            self._runners[key].supersede()
         if self._hosts(run) and not self.is_draining:
             self._start_attempt(key, run, None, is_resumed=True)
         else:
@@ -418,7 +426,7 @@ class Executor:
             self.lanes.reload(job.key)
         else:
             # Other nodes take this one for dead, and so recover the run.
-            self.lanes.slots.release(job.key)
+            self.lanes.leave(job.key)
 
     def _on_ended(self, runner: Runner, supervisor: asyncio.Task[None]) -> None:
         if not runner.is_settled and self._store.failed is None:

@@ -10,10 +10,11 @@ from uuid_utils import uuid7
 
 from runlane_server.agents.questions import check_answer
 from runlane_server.core import lane as rules
+from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import AnswerInvalid, InputClosed, InputNotFound, RunlaneError
 from runlane_server.core.input import Answer, InputKind, InputRequest, InputState
 from runlane_server.core.limits import RETRY_PAUSE
-from runlane_server.core.model import Micros, SessionKey
+from runlane_server.core.model import Micros, RunKey, SessionKey
 from runlane_server.engine.lanes import LaneContended, Lanes
 from runlane_server.store.base import DueInput, Store
 
@@ -29,9 +30,12 @@ EXPIRY_STEP = 200
 class Inputs:
     """The input requests of a store."""
 
-    def __init__(self, lanes: Lanes, store: Store, now: Callable[[], Micros]) -> None:
+    def __init__(
+        self, lanes: Lanes, store: Store, agents: AgentNames, now: Callable[[], Micros]
+    ) -> None:
         self._lanes = lanes
         self._store = store
+        self._agents = agents
         self._now = now
 
     async def answer(
@@ -41,15 +45,19 @@ class Inputs:
         given: Answer,
         *,
         kind: InputKind | None = None,
+        allowed_agents: frozenset[str] | None = None,
     ) -> tuple[InputRequest, bool]:
         """Answers a request; returns it, and whether this answer is the one that counts (R41).
 
         `kind` is that of the question which the answer is for. An answer without an id gets one.
-        Raises InputNotFound, InputClosed and AnswerInvalid.
+        `allowed_agents` are those that the caller may use; None: all. Raises InputNotFound,
+        PermissionDenied, InputClosed and AnswerInvalid.
         """
         given = given._replace(answer_id=given.answer_id or str(uuid7()), at=self._now())
         while True:
             found = await self._get(tenant, input_request_id)
+            if allowed_agents is not None:
+                await self._check_agent(RunKey(tenant, found.run_id), allowed_agents)
             if found.state is not InputState.OPEN:
                 return _settled(found, given)
             if given.digest and given.digest != found.question.digest:
@@ -65,6 +73,13 @@ class Inputs:
                 return await self._get(tenant, input_request_id), True
             # Another answer, or the end of the run, came first; the store knows it in a moment.
             await asyncio.sleep(0)
+
+    async def _check_agent(self, key: RunKey, allowed: frozenset[str]) -> None:
+        """A caller that may not use the agent of a run may not decide what it does."""
+        run = await self._store.get_run(key)
+        if run is not None:
+            names = self._agents.limited_to(allowed)
+            names.choose(names.full_name(run.agent))
 
     async def _post(self, tenant: str, found: InputRequest, given: Answer) -> bool:
         run_id, name = found.run_id, found.input_request_id

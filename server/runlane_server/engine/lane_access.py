@@ -7,6 +7,8 @@ from collections.abc import Container, Sequence
 
 import structlog
 
+from runlane_server.access.admission import QuestionRate
+from runlane_server.agents.base import AgentError
 from runlane_server.core import lane as rules
 from runlane_server.core.errors import CorruptRecord, IllegalCommand, RunlaneError, StoreUnavailable
 from runlane_server.core.input import InputRequest, Park
@@ -14,6 +16,7 @@ from runlane_server.core.limits import RETRY_PAUSE
 from runlane_server.core.model import (
     EventBody,
     FinishReason,
+    Micros,
     Reasoning,
     RunError,
     SessionKey,
@@ -23,10 +26,12 @@ from runlane_server.core.model import (
     WhenBusy,
 )
 from runlane_server.core.observer import Observer
-from runlane_server.core.transition import LaneRun, Outcome
+from runlane_server.core.transition import Lane, LaneRun, Outcome, Transition
 from runlane_server.core.turn import DraftMessage
 from runlane_server.engine.agent_turn import Job
 from runlane_server.engine.lanes import Lanes
+from runlane_server.engine.mailbox import Command, Reply
+from runlane_server.engine.standing_approvals import StandingApprovals
 from runlane_server.store.base import Store
 from runlane_server.store.retry import retry_read
 
@@ -36,6 +41,9 @@ LARGE_END = 1 << 18
 """The characters of a turn from which its end is committed apart from other commands: its commit
 takes longer than `CANCEL_PATIENCE`."""
 
+INPUT_RATE_LIMITED = "INPUT_RATE_LIMITED"
+"""Reason of a run that failed because agents of its tenant ask too often."""
+
 
 class LaneAccess:
     """Folds runs into an active run, and ends it or hands it over.
@@ -43,10 +51,20 @@ class LaneAccess:
     All commands raise IllegalCommand if the attempt was fenced off.
     """
 
-    def __init__(self, lanes: Lanes, store: Store, observer: Observer) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        store: Store,
+        observer: Observer,
+        *,
+        rate: QuestionRate,
+        approvals: StandingApprovals,
+    ) -> None:
         self._lanes = lanes
         self._store = store
         self._observer = observer
+        self._rate = rate
+        self._approvals = approvals
 
     def may_fold(self, key: SessionKey) -> bool:
         """Whether a run may wait to be folded in, as far as this node knows."""
@@ -63,8 +81,8 @@ class LaneAccess:
         """
         while True:
             try:
-                return await self._lanes.post(
-                    job.key,
+                return await self._post(
+                    job,
                     lambda lane, at: rules.drain_for_step(
                         lane, *job.attempt, at=at, events=events, host=job.run.host
                     ),
@@ -78,6 +96,27 @@ class LaneAccess:
             active = lane.active
             if missed and active and (active.run_id, active.attempt) == job.attempt:
                 return missed
+
+    def _post(
+        self, job: Job, command: Command[Reply], *, is_large: bool = False
+    ) -> asyncio.Future[Reply]:
+        """Posts a command of the supervisor of an attempt, which must not have lost it since."""
+
+        def guarded(lane: Lane, at: Micros) -> Transition[Reply]:
+            if job.hold.is_over:
+                raise IllegalCommand("another supervisor has the attempt")
+            return command(lane, at)
+
+        return self._lanes.post(job.key, guarded, is_large=is_large)
+
+    def admit_questions(self, tenant: str, count: int) -> None:
+        """Counts new questions toward the quota of a tenant. Raises AgentError at its limit."""
+        refusal = self._rate.refusal(tenant, count)
+        if refusal is not None:
+            after = refusal.retry_after or 0.0
+            raise AgentError(
+                f"{refusal.message}; ask again in {after:.1f} s", reason=INPUT_RATE_LIMITED
+            )
 
     async def ask(
         self,
@@ -94,8 +133,8 @@ class LaneAccess:
         """Asks people; replies as `core.lane.ask` does. Raises StoreUnavailable and InputLimit."""
         if park is not None:
             self._observer.on_agent_returned(job.run_key)
-        return await self._lanes.post(
-            job.key,
+        names = await self._post(
+            job,
             lambda lane, at: rules.ask(
                 lane,
                 *job.attempt,
@@ -109,6 +148,8 @@ class LaneAccess:
                 content=content,
             ),
         )
+        self._approvals.answer_soon(job, requests, names)
+        return names
 
     async def finish(self, job: Job, outcome: Outcome, events: int, cancelled: str | None) -> None:
         """Ends the run, or repeats the attempt as its retry policy asks (R38).
@@ -116,8 +157,8 @@ class LaneAccess:
         `cancelled` is the reason of the cancel that its agent was stopped for.
         """
         self._observer.on_agent_returned(job.run_key)
-        complete = await self._lanes.post(
-            job.key,
+        complete = await self._post(
+            job,
             lambda lane, at: rules.finish(
                 lane,
                 *job.attempt,
@@ -169,8 +210,8 @@ class LaneAccess:
         """Hands the run over because this node or its worker stops: it is retried, or ends
         INTERRUPTED."""
         self._observer.on_agent_returned(job.run_key)
-        await self._lanes.post(
-            job.key,
+        await self._post(
+            job,
             lambda lane, at: rules.hand_over(
                 lane,
                 *job.attempt,

@@ -238,6 +238,16 @@ class Lanes:
                 del self._mailboxes[key]
         self.slots.release(key)
 
+    def leave(self, key: SessionKey) -> None:
+        """Frees the slot of a lane whose run other nodes continue, and forgets the lane unless a
+        command or an accept is in progress."""
+        mailbox = self._mailboxes.get(key)
+        if mailbox is not None:
+            mailbox.is_outdated = True
+            if mailbox.task is None and not (mailbox.lane and mailbox.lane.reservations):
+                del self._mailboxes[key]
+        self.slots.release(key)
+
     def restore(self, session: BusySession) -> None:
         """Counts the waiting runs of a stored lane, and queues the lane unless it is active."""
         self.waiting.add(session.key.tenant, session.waiting_runs)
@@ -297,7 +307,8 @@ class Lanes:
                     self._actions.abandon_agent(key, mailbox.lane.active)
         mailbox.task = None
         lane = mailbox.lane
-        if lane is None or not (self._is_active_here(lane) or lane.reservations):
+        is_here = lane is not None and self._holds_runs and self._is_active_here(lane)
+        if lane is None or not (is_here or lane.reservations):
             del self._mailboxes[key]
             if lane is not None and lane.exists and not mailbox.is_outdated:
                 self._cache.keep(key, lane)

@@ -87,7 +87,8 @@ class Recovery:
         busy = await self._store.busy_sessions()
         for session in busy:
             self._runs.lanes.restore(session)
-        lost = [session.key for session in busy if session.active]
+        # A run that asks has lost nothing, and an answer, a cancel or an expiry finds it.
+        lost = [session.key for session in busy if session.active and not session.asks]
         await await_in_batches(self._recover_active(key) for key in lost)
         if busy:
             log.info("unfinished work restored", sessions=len(busy), active=len(lost))

@@ -170,6 +170,12 @@ class Runner:
                 self._handing_over = why
         self._stop()
 
+    def supersede(self) -> None:
+        """Leaves the attempt to another runner of this node. It has moved away and come back: what
+        this one knows of it is out of date, even if it is to end the run for a cancel."""
+        self.job.hold.is_over = True
+        self.hand_over()
+
     @property
     def events(self) -> int:
         """The number of events of the run that this node knows to be stored."""

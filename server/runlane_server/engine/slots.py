@@ -253,6 +253,11 @@ class Slots:
 
     def enqueue(self, lane: SessionKey, agent: Agent = None) -> None:
         """Queues a lane that has waiting runs, the next one for an agent."""
+        if lane in self._granted:
+            # With a second slot one of the two would never be free again. The lane may have changed
+            # since it was looked at for this one.
+            self._on_grant(lane)
+            return
         self._join_queue(lane, agent)
         self._grant_free()
 

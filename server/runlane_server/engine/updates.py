@@ -15,7 +15,7 @@ from runlane_server.core.errors import (
     RunNotFound,
 )
 from runlane_server.core.limits import Limits, prompt_errors
-from runlane_server.core.model import Micros, Run, RunKey, SessionKey
+from runlane_server.core.model import Micros, Prompt, Run, RunKey, SessionKey
 from runlane_server.core.transition import Lane, LaneRun, Transition
 from runlane_server.core.update import RunContent, RunPatch, RunUpdate, is_repeated, patch_errors
 from runlane_server.engine.lanes import LaneContended, Lanes
@@ -51,6 +51,22 @@ class Updates:
         self._agents = agents
         self._admission = admission
         self._stored = stored
+
+    async def read(self, tenant: str, run_id: str) -> tuple[Run, Prompt]:
+        """Reads a run with its prompt, both of the same revision, so that a caller can edit it.
+
+        Raises RunMissing, RunNotFound and CorruptRecord.
+        """
+        if not run_id:
+            raise RunMissing.of("run_id", "is missing")
+        key = RunKey(tenant, run_id)
+        run = await self._get(key)
+        for _ in range(MAX_READS):
+            prompt = await self._store.get_prompt(key)
+            before, run = run, await self._get(key)
+            if prompt is not None and run.revision == before.revision:
+                return run, prompt
+        raise LaneContended(f"gave up after {MAX_READS} concurrent updates of the run")
 
     async def update(
         self,

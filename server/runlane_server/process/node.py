@@ -145,6 +145,7 @@ async def serving(
             node=NodeSettings(lease=config.node_lease),
             observer=observer,
             quotas=security.quotas,
+            grants=security.grants,
             gates=harness.gates,
             pulse=Pulse(),
             now=clock.micros,
@@ -169,6 +170,7 @@ async def serving(
             socket_mode=int(config.socket_mode, 8),
             private=private,
             max_per_address=config.max_connections_per_address,
+            requires_digest=config.require_question_digest,
         )
         # Before any run: a server whose port is in use must not touch the runs in the store.
         address, node_address = _bind(endpoint, config, shares_port=shares_port)

@@ -24,6 +24,7 @@ import structlog
 from runlane.targets import is_local
 from runlane_server.access.access_file import AccessFile
 from runlane_server.access.control import AccessControl
+from runlane_server.access.grants import GrantBook
 from runlane_server.access.node_keys import NodeKeys
 from runlane_server.access.quotas import QuotaBook
 from runlane_server.cluster.peers import Peers
@@ -110,6 +111,7 @@ class Security:
         self.tls = server_tls(config)
         self._access = access_file(config, now)
         self.quotas = QuotaBook(None if self._access is None else self._access.quotas)
+        self.grants = GrantBook(() if self._access is None else self._access.grants)
         self._node_ca = node_ca(config)
 
     def access_control(self, node_keys: NodeKeys) -> AccessControl:
@@ -170,6 +172,7 @@ class Security:
         self._needs_recheck |= access.refresh()
         if self._needs_recheck:
             self.quotas.replace(access.quotas)
+            self.grants.replace(access.grants)
             access_control.recheck()
             self._needs_recheck = False
 

@@ -139,6 +139,10 @@ def prompt_from(text: str, attachments: Iterable[run_pb2.Attachment]) -> model.P
 # --- Responses ----------------------------------------------------------------------------------
 
 
+def run_prompt(record: model.Prompt) -> run_pb2.RunPrompt:
+    return run_pb2.RunPrompt(text=record.text, attachments=map(attachment, record.attachments))
+
+
 def attachment(record: model.Attachment) -> run_pb2.Attachment:
     if isinstance(record.content, bytes):
         return run_pb2.Attachment(name=record.name, mime_type=record.mime_type, data=record.content)

@@ -142,7 +142,8 @@ class Endpoint:
     With `shares_port` it can listen on a port together with other processes of the same user.
     Without `tls` connections are not encrypted. A `harness`, `workers` and `webhooks` are served
     as well. Unix sockets get `socket_mode`. `private` is a socket that only processes of this
-    server reach. An address may have `max_per_address` connections; 0: half of all.
+    server reach. An address may have `max_per_address` connections; 0: half of all. With
+    `requires_digest` approvals must name the digest of their question.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Endpoint:
         socket_mode: int = 0o600,
         private: Address | None = None,
         max_per_address: int = 0,
+        requires_digest: bool = False,
     ) -> None:
         self.calls = InflightCalls()
         self._shares_port = shares_port
@@ -173,7 +175,12 @@ class Endpoint:
         self._tls = tls
         self._access = access
         self._observer = observer
-        self._runs = RunService(coordinator, progress_interval=progress_interval, relay=relay)
+        self._runs = RunService(
+            coordinator,
+            progress_interval=progress_interval,
+            relay=relay,
+            requires_digest=requires_digest,
+        )
         streams = SessionStreams(coordinator, progress_interval=progress_interval, relay=relay)
         self._sessions = SessionService(coordinator, streams)
         self._agents = AgentService(coordinator)

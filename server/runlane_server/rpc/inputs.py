@@ -36,6 +36,10 @@ STATES: Mapping[InputState, input_pb2.InputState.ValueType] = MappingProxyType(
     }
 )
 
+ESCAPED = 6
+"""Most bytes that a byte of JSON takes if its sender escapes it. The limit of an answer applies to
+what is stored, without escapes; this one keeps the server from parsing more than could fit."""
+
 _STATES_FROM: Mapping[int, InputState] = {wire: state for state, wire in STATES.items()}
 
 MAX_DIGEST_BYTES = 64
@@ -73,8 +77,11 @@ def list_inputs(
     return wanted, checks.finish_with(lambda: read(wanted))
 
 
-def answer_input(request: pb.AnswerInputRequest) -> Answer:
-    """Returns the answer, with its origin; the engine checks it against the question."""
+def answer_input(request: pb.AnswerInputRequest, *, requires_digest: bool = False) -> Answer:
+    """Returns the answer, with its origin; the engine checks it against the question.
+
+    `requires_digest`: the answer to an approval must name the digest of the question.
+    """
     checks = Checks()
     if not request.input_request_id:
         checks.reject("input_request_id", "is missing")
@@ -87,6 +94,9 @@ def answer_input(request: pb.AnswerInputRequest) -> Answer:
         checks.finish()
     if kind == "approval":
         checks.size("approval.reason", request.approval.reason, MAX_REASON_BYTES)
+        if requires_digest and not request.question_digest:
+            problem = "is missing, and this server requires it; send that of the question shown"
+            checks.reject("question_digest", problem, AnswerInvalid)
     value = checks.finish_with(lambda: _value_of(request))
     return Answer(
         answer_id=request.answer_id,
@@ -118,8 +128,8 @@ def _value_of(request: pb.AnswerInputRequest) -> Any:
 
 
 def _object(field: str, text: str) -> Any:
-    if len(text) > MAX_ANSWER_BYTES:
-        raise AnswerInvalid.of(field, f"has more than {MAX_ANSWER_BYTES} bytes")
+    if len(text) > ESCAPED * MAX_ANSWER_BYTES:
+        raise AnswerInvalid.of(field, f"has more than {ESCAPED * MAX_ANSWER_BYTES} bytes")
     try:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):

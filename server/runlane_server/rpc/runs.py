@@ -38,7 +38,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     """Accepts, cancels and follows runs.
 
     A subscription gets a progress mark after `progress_interval` idle seconds. `relay` brings the
-    events of other nodes, if there are any.
+    events of other nodes, if there are any. With `requires_digest` the answer to an approval must
+    name the digest of the question.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         *,
         progress_interval: float,
         relay: Relay | None = None,
+        requires_digest: bool = False,
     ) -> None:
         self._coordinator = coordinator
+        self._requires_digest = requires_digest
         self._relay = relay
         self._store = coordinator.store
         self._feed = coordinator.feed
@@ -258,10 +261,15 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     # --- Look up --------------------------------------------------------------------------------
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        """Returns a run."""
+        """Returns a run, with its prompt on request."""
         validate.get_run(request)
-        run = await self._coordinator.get_run(request.run_id, tenant=tenant())
-        return pb.GetRunResponse(run=convert.run(run))
+        if not request.with_prompt:
+            run = await self._coordinator.get_run(request.run_id, tenant=tenant())
+            return pb.GetRunResponse(run=convert.run(run))
+        run, prompt = await self._coordinator.updates.read(tenant(), request.run_id)
+        return pb.GetRunResponse(
+            run=convert.run(run.without_text), prompt=convert.run_prompt(prompt)
+        )
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """Lists runs."""
@@ -316,9 +324,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self, request: pb.AnswerInputRequest, context: Context
     ) -> pb.AnswerInputResponse:
         """Answers an input request (R41)."""
-        given = inputs.answer_input(request)
+        given = inputs.answer_input(request, requires_digest=self._requires_digest)
         found, accepted = await self._coordinator.inputs.answer(
-            tenant(), request.input_request_id, given, kind=inputs.kind_of(request)
+            tenant(),
+            request.input_request_id,
+            given,
+            kind=inputs.kind_of(request),
+            allowed_agents=CALLER.get().agents,
         )
         return pb.AnswerInputResponse(
             input_request=inputs.input_request(found), accepted_this_answer=accepted

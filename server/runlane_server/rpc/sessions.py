@@ -131,8 +131,12 @@ class SessionService(session_service_pb2_grpc.SessionServiceServicer):
         )
         start = None if place is None else Mark(*place)
         await self._session(request.session_id)
+        key = SessionKey(tenant(), request.session_id)
+        if start is None and request.latest_turns:
+            last = (await self._store.load_lane(key)).turn
+            start = Mark.before_turn(last - request.latest_turns + 1)
         page = await self._store.list_messages(
-            SessionKey(tenant(), request.session_id),
+            key,
             after=None if start is None else start.read_after,
             limit=page_size,
             max_bytes=PAGE_BYTES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from runlane.v1 import session_pb2
 from runlane_server.core import model
@@ -19,6 +19,11 @@ class Mark(NamedTuple):
     turn: int
     ordinal: int
     part: int
+
+    @classmethod
+    def before_turn(cls, turn: int) -> Self:
+        """The place before the first message of a turn."""
+        return cls(turn, -1, 0)
 
     @property
     def read_after(self) -> MessagePlace:

@@ -221,5 +221,6 @@ def list_messages(
     checks = Checks()
     checks.session_id(request.session_id)
     checks.identifier("run_id", request.run_id)
+    checks.between("latest_turns", request.latest_turns, 0)
     page_size = checks.page_size(request.page_size)
     return page_size, checks.finish_with(read)

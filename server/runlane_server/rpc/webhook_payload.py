@@ -12,8 +12,16 @@ from google.protobuf.json_format import MessageToDict
 from runlane_server.core.input import InputRequest
 from runlane_server.core.model import Micros, RunComplete
 from runlane_server.rpc import convert
+from runlane_server.rpc.a2a_payload import status_update
 from runlane_server.rpc.inputs import input_request
-from runlane_server.store.webhooks import INPUT_REQUESTED, RUN_ENDED, Place, WebhookKey
+from runlane_server.store.webhooks import (
+    A2A,
+    INPUT_REQUESTED,
+    RUN_ENDED,
+    Place,
+    Webhook,
+    WebhookKey,
+)
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -32,8 +40,11 @@ class WebhookPayload:
         name = "\0".join((*key, str(place.position), str(place.number)))
         return f"msg_{hashlib.blake2b(name.encode(), key=self._key, digest_size=16).hexdigest()}"
 
-    def event(self, body: RunComplete | InputRequest, *, full: bool) -> bytes:
-        """The body of a delivery: ids and states, or the whole message."""
+    def event(self, body: RunComplete | InputRequest, webhook: Webhook) -> bytes:
+        """The body of a delivery: ids and states, or the whole message; or what A2A defines."""
+        if webhook.of_run is not None and webhook.of_run.format == A2A:
+            return _dumps({"statusUpdate": status_update(body)}).encode()
+        full = webhook.full
         if isinstance(body, RunComplete):
             data = _whole(convert.run_complete(body)) if full else _end(body)
             return _body(RUN_ENDED, body.ended_at, data)

@@ -12,14 +12,21 @@ import grpc
 
 from runlane.v1 import webhook_service_pb2 as pb
 from runlane.v1 import webhook_service_pb2_grpc
-from runlane_server.access.caller import tenant
+from runlane_server.access.caller import CALLER, tenant
+from runlane_server.access.permissions import may_manage_webhooks
 from runlane_server.core.agents import is_agent_name
-from runlane_server.core.errors import CursorCompacted, CursorInvalid
+from runlane_server.core.errors import (
+    CursorCompacted,
+    CursorInvalid,
+    PermissionDenied,
+    WebhookNotFound,
+)
 from runlane_server.core.model import RunState
 from runlane_server.rpc import convert
 from runlane_server.rpc.checks import MAX_LABELS, Checks
 from runlane_server.rpc.cursor import Cursors
 from runlane_server.rpc.page import PageTokens, collect_page
+from runlane_server.rpc.webhook_runs import read_run, write_run
 from runlane_server.store.base import Page, Store
 from runlane_server.store.webhooks import (
     INPUT_REQUESTED,
@@ -64,6 +71,8 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
         if not request.url:
             checks.reject("url", "is missing")
         wanted = _filter_from(checks, request.filter)
+        of_run = read_run(checks, request.run) if request.HasField("run") else None
+        _check_scope("CreateWebhook", request.run.run_id)
         checks.finish()
         webhook = await self._webhooks.create(
             tenant(),
@@ -72,6 +81,7 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
             wanted=wanted,
             full=request.full,
             enabled=not request.disabled,
+            of_run=of_run,
         )
         secret = self._webhooks.secret_of(webhook)
         return pb.CreateWebhookResponse(webhook=self._encode(webhook), secret=secret)
@@ -80,20 +90,24 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
         self, request: pb.GetWebhookRequest, context: Context
     ) -> pb.GetWebhookResponse:
         """Returns a webhook."""
-        webhook = await self._webhooks.get(_key(request.webhook_id))
+        webhook = await self._visible("GetWebhook", request.webhook_id)
         return pb.GetWebhookResponse(webhook=self._encode(webhook))
 
     async def ListWebhooks(
         self, request: pb.ListWebhooksRequest, context: Context
     ) -> pb.ListWebhooksResponse:
         """Lists webhooks."""
-        tokens = PageTokens(self._store.store_id, "ListWebhooks", tenant())
+        _check_scope("ListWebhooks", request.run_id)
+        tokens = PageTokens(self._store.store_id, "ListWebhooks", tenant(), request.run_id)
         checks = Checks()
+        checks.identifier("run_id", request.run_id)
         page_size = checks.page_size(request.page_size)
         place = checks.finish_with(lambda: tokens.decode(request.page_token, 1))
 
         async def fetch(after: int | None, count: int) -> Page[Webhook, int]:
-            return await self._webhooks.list(tenant(), after=after, limit=count)
+            return await self._webhooks.list(
+                tenant(), after=after, limit=count, run_id=request.run_id
+            )
 
         page = await collect_page(
             fetch, self._encode, after=None if place is None else place[0], limit=page_size
@@ -115,7 +129,8 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
         self, request: pb.DeleteWebhookRequest, context: Context
     ) -> pb.DeleteWebhookResponse:
         """Deletes a webhook."""
-        await self._webhooks.delete(_key(request.webhook_id))
+        webhook = await self._visible("DeleteWebhook", request.webhook_id)
+        await self._webhooks.delete(webhook.key)
         return pb.DeleteWebhookResponse()
 
     async def RedeliverWebhook(
@@ -136,6 +151,17 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
         )
         secret = self._webhooks.secret_of(webhook)
         return pb.RotateWebhookSecretResponse(webhook=self._encode(webhook), secret=secret)
+
+    async def _visible(self, method: str, webhook_id: str) -> Webhook:
+        """A webhook that the caller may see and delete."""
+        key = _key(webhook_id)
+        try:
+            webhook = await self._webhooks.get(key)
+        except WebhookNotFound:
+            _check_scope(method, "")  # it may not learn which webhooks there are
+            raise
+        _check_scope(method, webhook.run_id)
+        return webhook
 
     def _start(self, request: pb.RedeliverWebhookRequest) -> Place:
         oldest = self._store.compacted_of(tenant())
@@ -167,6 +193,7 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
             updated_at=convert.timestamp(webhook.updated_at),
             old_secret_expires_at=convert.optional_timestamp(webhook.old_secret_until),
             health=self._health(webhook),
+            run=write_run(webhook.of_run),
         )
 
     def _health(self, webhook: Webhook) -> pb.WebhookHealth:
@@ -186,6 +213,14 @@ class WebhookService(webhook_service_pb2_grpc.WebhookServiceServicer):
             compacted_at=convert.optional_timestamp(progress.lost_before),
             confirmed=progress.confirmed == webhook.url,
         )
+
+
+def _check_scope(method: str, run_id: str) -> None:
+    """Raises PermissionDenied if the caller manages only the webhooks of single runs, and this is
+    another one."""
+    if not run_id and not may_manage_webhooks(CALLER.get().roles):
+        shown = " and ".join(CALLER.get().roles)
+        raise PermissionDenied(f"the role {shown} may call {method} only for webhooks of runs")
 
 
 def _key(webhook_id: str) -> WebhookKey:

@@ -154,12 +154,14 @@ class EventFilter:
 @dataclass(frozen=True, slots=True)
 class BusySession:
     """A session that has an active run or waiting runs. `agent` is that of all these runs, None if
-    they have different ones."""
+    they have different ones. `asks`: the active run waits for an answer, and no agent works for
+    it; a store that several nodes share does not tell."""
 
     key: SessionKey
     active: bool
     waiting_runs: int
     agent: str | None = None
+    asks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

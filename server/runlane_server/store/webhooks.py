@@ -23,6 +23,11 @@ RUN_ENDED = "run.ended"
 INPUT_REQUESTED = "input.requested"
 KINDS = (RUN_ENDED, INPUT_REQUESTED)
 
+STANDARD = "standard"
+A2A = "a2a"
+FORMATS = (STANDARD, A2A)
+"""What the bodies of deliveries look like."""
+
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -123,10 +128,27 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class OfRun:
+    """What a webhook of a single run has beside others.
+
+    It delivers nothing but the events of `run_id`, and is deleted some time after its end. `name`
+    is unique among the webhooks of the run. `headers` are JSON: further headers of each delivery,
+    with their values, which are secret. `scheme` is that of the header Authorization among them.
+    """
+
+    run_id: str
+    name: str
+    format: str = STANDARD
+    headers: str = ""
+    scheme: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Webhook:
     """A webhook. `secrets` are the current one and, during a rotation, the one before it, which
     signs until `old_secret_until`. `revision` counts changes by callers; `fence` identifies the
-    only one who may write `progress`."""
+    only one who may write `progress`. `of_run` is None for one that delivers the events of all
+    runs."""
 
     key: WebhookKey
     url: str
@@ -140,6 +162,26 @@ class Webhook:
     fence: int = 1
     old_secret_until: Micros | None = None
     progress: Progress = Progress()
+    of_run: OfRun | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The only run whose events it delivers; empty: all runs."""
+        return "" if self.of_run is None else self.of_run.run_id
+
+    def matches(self, kind: str, body: RunComplete | InputRequest) -> bool:
+        """Whether it delivers an event, as far as the event itself decides."""
+        if self.of_run is not None and body.run_id != self.of_run.run_id:
+            return False
+        return self.wanted.matches(kind, body)
+
+
+class Most(NamedTuple):
+    """How many webhooks there may be: of a tenant, and of each of its runs. Those of runs do not
+    count among the others."""
+
+    of_tenant: int
+    of_run: int
 
 
 class Lease(NamedTuple):
@@ -166,14 +208,18 @@ class WebhookStore(Protocol):
     Every method may raise StoreUnavailable.
     """
 
-    async def create(self, webhook: Webhook, *, most: int) -> bool:
-        """Stores a new webhook. Returns False if its tenant has `most` already, on all nodes."""
+    async def create(self, webhook: Webhook, *, most: Most) -> bool:
+        """Stores a new webhook. Returns False if its tenant, or its run, has as many as it may, on
+        all nodes; and if a webhook of a run exists."""
 
     async def get(self, key: WebhookKey) -> Webhook | None:
         """A webhook, or None."""
 
-    async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
-        """A page of a tenant's webhooks after a place, the latest created first."""
+    async def list(
+        self, tenant: str, *, after: int | None, limit: int, run_id: str = ""
+    ) -> Page[Webhook, int]:
+        """A page of a tenant's webhooks after a place, the latest created first; only those of
+        `run_id`, if it is given."""
 
     async def replace(self, webhook: Webhook, *, resets: bool) -> bool:
         """Writes a webhook whose stored revision is `webhook.revision`, and raises that by 1.
@@ -236,7 +282,7 @@ class WebhookTexts(NamedTuple):
 def encode_webhook(webhook: Webhook) -> WebhookTexts:
     """Encodes a webhook, except for what has a column of its own."""
     wanted = webhook.wanted
-    settings = {
+    settings: dict[str, Any] = {
         "url": webhook.url,
         "full": webhook.full,
         "session_ids": sorted(wanted.session_ids),
@@ -246,7 +292,15 @@ def encode_webhook(webhook: Webhook) -> WebhookTexts:
         "states": sorted(wanted.states),
         "kinds": sorted(wanted.kinds),
     }
-    secrets = {"secrets": webhook.secrets, "old_until": webhook.old_secret_until}
+    secrets: dict[str, Any] = {
+        "secrets": webhook.secrets,
+        "old_until": webhook.old_secret_until,
+    }
+    if (of_run := webhook.of_run) is not None:
+        # An older server finds no URL, and does not deliver the events of all runs to it.
+        bound = [of_run.run_id, of_run.name, of_run.format, of_run.scheme]
+        settings = {"of_run": bound, "settings": settings}
+        secrets["headers"] = of_run.headers
     return WebhookTexts(_dumps(settings), _dumps(secrets), encode_progress(webhook.progress))
 
 
@@ -294,6 +348,10 @@ def _corrupt(key: WebhookKey) -> Webhook:
 
 def _webhook(key: WebhookKey, row: Any) -> Webhook:
     settings, secrets = json.loads(row["settings"]), json.loads(row["secrets"])
+    of_run = None
+    if "of_run" in settings:
+        of_run = _of_run(settings["of_run"], secrets["headers"])
+        settings = settings["settings"]
     return Webhook(
         key,
         url=settings["url"],
@@ -314,4 +372,10 @@ def _webhook(key: WebhookKey, row: Any) -> Webhook:
         fence=row["fence"],
         old_secret_until=secrets["old_until"],
         progress=decode_progress(row["progress"]),
+        of_run=of_run,
     )
+
+
+def _of_run(settings: Sequence[str], headers: str) -> OfRun:
+    run_id, name, format_, scheme = settings
+    return OfRun(run_id, name, format_, headers, scheme)

@@ -179,7 +179,7 @@ class Gatekeeper:
 
         Raises BadScript for a script that the agent would reject.
         """
-        text = json.dumps(steps)
+        text = json.dumps(steps, ensure_ascii=False)
         parse_script(text)
         return text
 

@@ -19,6 +19,7 @@ from runlane_server.core.model import Micros
 from runlane_server.feed.feed import Feed
 from runlane_server.store.base import Store
 from runlane_server.store.webhooks import Place, Webhook, WebhookKey
+from runlane_server.webhooks.lifetime import LASTING, Lifetime
 from runlane_server.webhooks.log_reader import Body, Entry
 from runlane_server.webhooks.names import NamesBusy
 from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
@@ -76,7 +77,7 @@ class Encode(Protocol):
     def message_id(self, key: WebhookKey, place: Place) -> str:
         """The id of an event for a webhook; it is the same for each attempt."""
 
-    def event(self, body: Body, *, full: bool) -> bytes:
+    def event(self, body: Body, webhook: Webhook) -> bytes:
         """The body of a delivery."""
 
     def challenge(self, value: str, at: Micros) -> bytes:
@@ -110,6 +111,7 @@ class Parts:
     keys: SecretKeys = NO_KEYS
     challenges: bool = True
     schedule: Schedule = Schedule()
+    lifetime: Lifetime = LASTING
 
 
 class Attempts:
@@ -135,6 +137,7 @@ class Attempts:
         self._webhook = webhook
         self._parts = parts
         self._secrets = parts.keys.open_all(webhook)
+        self._headers = parts.keys.headers(webhook)
         self._schedule = parts.schedule
         self._is_leased = is_leased
         self._on_change = on_change
@@ -177,7 +180,7 @@ class Attempts:
 
     async def _send(self, entry: Entry) -> bool:
         key = self._webhook.key
-        body = self._parts.encode.event(entry.body, full=self._webhook.full)
+        body = self._parts.encode.event(entry.body, self._webhook)
         status, error = await self._post(self._parts.encode.message_id(key, entry.place), body)
         if status == GONE:
             self._disable("the endpoint answered HTTP 410 (gone)")
@@ -196,6 +199,7 @@ class Attempts:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "Runlane",
+            **self._headers,
             **signed_headers(self._signing(now), message_id, now // SECOND, body),
         }
         try:

@@ -13,6 +13,7 @@ since, with the same ids, in the same order within each session.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -58,6 +59,7 @@ class Delivery:
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._is_dirty = False
+        self._look_at = time.monotonic() + parts.lifetime.look
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -68,7 +70,7 @@ class Delivery:
         return replace(self._attempts.progress, cursor=cursor, held=tuple(self._held.values()))
 
     async def run(self) -> None:
-        """Delivers until it is cancelled, the webhook is disabled, or another node has it.
+        """Delivers until it is cancelled, the webhook is disabled or over, or another node has it.
 
         Raises what went wrong on this side, such as StoreUnavailable.
         """
@@ -79,11 +81,25 @@ class Delivery:
                 if self._failure is not None:
                     raise self._failure
                 await self._save()
+                if await self._has_lived():
+                    self._is_over.set()
         finally:
             await self._stop()
 
+    async def _has_lived(self) -> bool:
+        """Deletes the webhook of a run that has nothing left to deliver; returns whether it did."""
+        is_due = self.webhook.run_id and time.monotonic() > self._look_at
+        if not is_due or self._outstanding or self._held:
+            return False
+        self._look_at = time.monotonic() + self._parts.lifetime.look
+        return await delete_if_over(self.webhook, self._parts, is_confirmed=self._is_confirmed)
+
+    @property
+    def _is_confirmed(self) -> bool:
+        return not self._parts.challenges or self._attempts.progress.confirmed == self.webhook.url
+
     async def _work(self) -> None:
-        if self._parts.challenges and self.webhook.progress.confirmed != self.webhook.url:
+        if not self._is_confirmed:
             await self._attempts.confirm()
         self._start(self._retry())
         await self._scan()
@@ -147,6 +163,7 @@ class Delivery:
             wanted,
             after=self._scanned,
             last_input=parts.last_input,
+            run_id=self.webhook.run_id,
         )
 
     async def _take(self, entry: Entry) -> None:
@@ -182,7 +199,7 @@ class Delivery:
 
     async def _matches(self, entry: Entry) -> bool:
         wanted = self.webhook.wanted
-        if not wanted.matches(entry.kind, entry.body):
+        if not self.webhook.matches(entry.kind, entry.body):
             return False
         if not wanted.reads_runs:
             return True
@@ -298,6 +315,14 @@ class Delivery:
         for session, held in self._held.items():
             self._held[session] = replace(held, due=0)
         self._changed.set()
+
+
+async def delete_if_over(webhook: Webhook, parts: Parts, *, is_confirmed: bool) -> bool:
+    """Deletes a webhook of a run once its time is over; returns whether it did."""
+    run = await parts.store.get_run(RunKey(webhook.key.tenant, webhook.run_id))
+    if not parts.lifetime.is_over(webhook, run, confirmed=is_confirmed, now=parts.now()):
+        return False
+    return await parts.store.webhooks.delete(webhook.key)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

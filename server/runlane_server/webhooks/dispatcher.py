@@ -23,7 +23,7 @@ from runlane_server.core.model import Micros
 from runlane_server.store.base import Store
 from runlane_server.store.webhooks import START, Lease, Place, Webhook, WebhookKey
 from runlane_server.webhooks.attempts import Parts
-from runlane_server.webhooks.delivery import Delivery
+from runlane_server.webhooks.delivery import Delivery, delete_if_over
 from runlane_server.webhooks.secret_keys import SecretLocked
 
 log = structlog.get_logger()
@@ -154,7 +154,7 @@ class Dispatcher:
                     self._deliveries[lease.key] = delivery
                     await delivery.run()
                 else:
-                    await asyncio.Event().wait()  # until a caller changes it
+                    await self._wait_disabled(webhook)
             except Draining:
                 await asyncio.Event().wait()
             except RunlaneError as error:
@@ -162,6 +162,14 @@ class Dispatcher:
             except Exception:
                 log.exception("delivery failed", **lease.key._asdict())
             await asyncio.sleep(RESTART_SECONDS)
+
+    async def _wait_disabled(self, webhook: Webhook) -> None:
+        """Waits until a caller changes it; one of a run is deleted some time after its end."""
+        assert self._parts is not None  # noqa: S101 - set before the first lease
+        while True:
+            await asyncio.sleep(self._parts.lifetime.look)
+            if webhook.run_id and await delete_if_over(webhook, self._parts, is_confirmed=False):
+                return
 
     async def _unlocked(self, webhook: Webhook) -> Webhook:
         """Returns once the secrets can be used and are encrypted in the store as the keys say."""

@@ -69,6 +69,7 @@ class LogReader:
         *,
         after: Place,
         last_input: Callable[[], Place],
+        run_id: str = "",
     ) -> None:
         """Raises CursorCompacted."""
         self.place = after
@@ -77,7 +78,8 @@ class LogReader:
         self._wants_inputs = not wanted.kinds or INPUT_REQUESTED in wanted.kinds
         self._last_input = last_input
         ids = frozenset[str]() if wanted.session_prefixes else wanted.session_ids
-        self._subscription = feed.subscribe(tenant, EventFilter(ids), after.position)
+        events = EventFilter(run_ids=frozenset({run_id})) if run_id else EventFilter(ids)
+        self._subscription = feed.subscribe(tenant, events, after.position)
         self._page: LogPage | None = None
         self._loop = asyncio.get_running_loop()
         self._look_at = 0.0

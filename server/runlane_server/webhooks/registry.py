@@ -3,8 +3,11 @@ themselves, within a second."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from uuid import UUID
 
 from uuid_utils import uuid7
 
@@ -17,13 +20,24 @@ from runlane_server.core.errors import (
 )
 from runlane_server.core.model import Micros
 from runlane_server.store.base import Page, Store
-from runlane_server.store.webhooks import Place, Progress, Webhook, WebhookFilter, WebhookKey
+from runlane_server.store.webhooks import (
+    Most,
+    OfRun,
+    Place,
+    Progress,
+    Webhook,
+    WebhookFilter,
+    WebhookKey,
+)
 from runlane_server.webhooks.destination import Destinations, Refused, Target
 from runlane_server.webhooks.dispatcher import Dispatcher
 from runlane_server.webhooks.secret_keys import NO_KEYS, SecretKeys
 from runlane_server.webhooks.signature import SECRET_FORM, is_secret, new_secret
 
 MAX_OF_TENANT = 100
+
+MAX_FOR_RUNS, MAX_OF_RUN = 1_000, 10
+"""Webhooks of single runs: of a tenant, and of one run."""
 
 OLD_SECRET_KEPT = 86_400_000_000
 """Microseconds for which the secret before a rotation signs too."""
@@ -58,19 +72,42 @@ class Webhooks:
         wanted: WebhookFilter,
         full: bool,
         enabled: bool,
+        of_run: OfRun | None = None,
     ) -> Webhook:
-        """Creates a webhook that delivers what happens from now on."""
+        """Creates a webhook that delivers what happens from now on.
+
+        One of a run replaces the webhook of the same name of that run, and goes on where that is.
+        """
         self._check_url(url)
         secret = self._checked_secret(secret)
-        webhook = await self._new(WebhookKey(tenant, str(uuid7())), url, secret, wanted)
-        webhook = replace(webhook, full=full, enabled=enabled)
-        if not await self._store.webhooks.create(webhook, most=MAX_OF_TENANT):
-            raise QuotaExceeded(
-                f"tenant {tenant!r} has {MAX_OF_TENANT} webhooks already; delete one first",
-                violations=[Violation(f"tenant:{tenant}", f"at most {MAX_OF_TENANT} webhooks")],
-            )
-        self._dispatcher.wake()
-        return webhook
+        key = _key(tenant, of_run)
+        webhook = await self._new(key, url, secret, wanted)
+        webhook = replace(webhook, full=full, enabled=enabled, of_run=self._sealed(key, of_run))
+        most = _most(webhook)
+        for _ in range(TRIES):
+            if await self._store.webhooks.create(webhook, most=most):
+                self._dispatcher.wake()
+                return webhook
+            if await self._store.webhooks.get(key) is None:
+                raise _too_many(webhook, most)
+            with suppress(WebhookNotFound):  # it was deleted just now
+                return await self._replace(webhook)
+        raise WebhookChanged.of(key.webhook_id)
+
+    def _sealed(self, key: WebhookKey, of_run: OfRun | None) -> OfRun | None:
+        if of_run is None or not of_run.headers:
+            return of_run
+        return replace(of_run, headers=self._keys.seal(key, of_run.headers))
+
+    async def _replace(self, webhook: Webhook) -> Webhook:
+        """Makes a stored webhook of a run a new one, which continues where the stored one is."""
+
+        def apply(stored: Webhook) -> tuple[Webhook, bool]:
+            progress = _restarted(stored.progress)
+            found = replace(webhook, progress=progress, created_at=stored.created_at)
+            return replace(found, revision=stored.revision, fence=stored.fence), True
+
+        return await self._change(webhook.key, apply, None)
 
     async def _new(self, key: WebhookKey, url: str, secret: str, wanted: WebhookFilter) -> Webhook:
         await self._store.catch_up()
@@ -96,9 +133,11 @@ class Webhooks:
             raise WebhookNotFound.of(key.webhook_id)
         return self._current(webhook)
 
-    async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
-        """A page of webhooks, the latest created first."""
-        page = await self._store.webhooks.list(tenant, after=after, limit=limit)
+    async def list(
+        self, tenant: str, *, after: int | None, limit: int, run_id: str = ""
+    ) -> Page[Webhook, int]:
+        """A page of webhooks, the latest created first; only those of a run, if one is given."""
+        page = await self._store.webhooks.list(tenant, after=after, limit=limit, run_id=run_id)
         return Page(tuple(map(self._current, page.items)), page.next)
 
     def _current(self, webhook: Webhook) -> Webhook:
@@ -183,6 +222,35 @@ class Webhooks:
         if secret and not is_secret(secret):
             raise InvalidArgument.of("secret", f"is not valid: use {SECRET_FORM}")
         return secret or new_secret()
+
+
+def _key(tenant: str, of_run: OfRun | None) -> WebhookKey:
+    """The key of a new webhook. The run and the name are the identity of one of a run, so that
+    two callers at a time do not create it twice."""
+    if of_run is None:
+        return WebhookKey(tenant, str(uuid7()))
+    name = "\0".join((tenant, of_run.run_id, of_run.name)).encode()
+    digest = hashlib.blake2b(name, digest_size=16, person=b"runlane-run-hook").digest()
+    return WebhookKey(tenant, str(UUID(bytes=digest)))
+
+
+def _most(webhook: Webhook) -> Most:
+    if webhook.of_run is None:
+        return Most(MAX_OF_TENANT, MAX_OF_TENANT)
+    return Most(MAX_FOR_RUNS, MAX_OF_RUN)
+
+
+def _too_many(webhook: Webhook, most: Most) -> QuotaExceeded:
+    tenant = webhook.key.tenant
+    if webhook.of_run is None:
+        problem, kind = f"has {most.of_tenant} webhooks", "webhooks"
+    else:
+        problem = f"has {most.of_tenant} webhooks of runs, or {most.of_run} of this one,"
+        kind = "webhooks of runs"
+    return QuotaExceeded(
+        f"tenant {tenant!r} {problem} already; delete one first",
+        violations=[Violation(f"tenant:{tenant}", f"at most {most.of_tenant} {kind}")],
+    )
 
 
 def _restarted(progress: Progress) -> Progress:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import json
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
@@ -106,11 +107,26 @@ class SecretKeys:
 
         Raises SecretLocked.
         """
-        if self._current is None or all(map(self._is_current, webhook.secrets)):
+        of_run = webhook.of_run
+        hidden = of_run.headers if of_run is not None else ""
+        headers = self.open(webhook.key, hidden)
+        is_current = all(map(self._is_current, webhook.secrets)) and (
+            not headers or self._is_sealed_now(hidden)
+        )
+        if self._current is None or is_current:
             self.open_all(webhook)
             return webhook
+        if of_run is not None and headers:
+            of_run = replace(of_run, headers=self.seal(webhook.key, headers))
         secrets = tuple(self.seal(webhook.key, secret) for secret in self.open_all(webhook))
-        return replace(webhook, secrets=secrets)
+        return replace(webhook, secrets=secrets, of_run=of_run)
+
+    def headers(self, webhook: Webhook) -> Mapping[str, str]:
+        """The further headers of each delivery. Raises SecretLocked."""
+        if webhook.of_run is None or not webhook.of_run.headers:
+            return {}
+        found: Mapping[str, str] = json.loads(self.open(webhook.key, webhook.of_run.headers))
+        return found
 
     def rotated(self, webhook: Webhook, secret: str, until: int | None) -> Webhook:
         """The webhook with a new secret. The one before signs too up to a time, in microseconds,
@@ -121,8 +137,12 @@ class SecretKeys:
 
     def _is_current(self, stored: str) -> bool:
         return not stored.startswith(PREFIX) and (
-            not is_sealed(stored) or stored.startswith(f"{_SEALED}{self._current}:")
+            not is_sealed(stored) or self._is_sealed_now(stored)
         )
+
+    def _is_sealed_now(self, stored: str) -> bool:
+        """Whether it is encrypted, with the current key."""
+        return stored.startswith(f"{_SEALED}{self._current}:")
 
     def _openable(self, key: WebhookKey, stored: Sequence[str]) -> Sequence[str]:
         found = []

@@ -1,11 +1,8 @@
 // The queue of a session: its runs in the order in which they start, and what can be done to each.
 
-import { newId, patch, path } from "/console/api.js";
+import { get, newId, patch, path } from "/console/api.js";
 import { announce, button, el, field, keyed, link, problem, state, word } from "/console/dom.js";
 import { follow } from "/console/live.js";
-
-// The length of an excerpt; a prompt of that length may be longer.
-const EXCERPT = 256;
 
 // The waiting runs in the order in which they start, from the snapshot of the session.
 async function waitingIn(sessionId, signal) {
@@ -121,12 +118,17 @@ export class Queue {
     return node;
   }
 
-  #edit(run) {
-    const excerpt = run.promptExcerpt ?? "";
-    const isWhole = [...excerpt].length < EXCERPT;
+  async #edit({ runId }) {
+    let run, text;
+    try {
+      const found = await get(path("runs", runId), { withPrompt: true }, this.signal);
+      [run, text] = [found.run, found.prompt.text ?? ""];
+    } catch (error) {
+      if (!this.signal?.aborted) this.#said.replaceChildren(problem(error));
+      return;
+    }
     const prompt = el("textarea", { name: "edited", rows: 3, required: true });
-    prompt.value = isWhole ? excerpt : "";
-    const label = isWhole ? "" : "; it replaces the whole prompt, which is longer than what is shown";
+    prompt.value = text;
     const said = el("div");
     const close = () => this.#editor.replaceChildren();
     const save = async (event) => {
@@ -137,7 +139,7 @@ export class Queue {
     const form = el(
       "form",
       { class: "composer editor", onsubmit: save },
-      field(`Prompt of run ${run.acceptSeq}${label}`, prompt),
+      field(`Prompt of run ${run.acceptSeq}`, prompt),
       el("div", {}, el("button", {}, "Save"), button("Close", close)),
       said,
     );

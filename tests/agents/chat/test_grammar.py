@@ -265,6 +265,11 @@ def test_arguments_become_a_json_object(args: Any, expected: dict[str, Any]) -> 
     assert (json.loads(made) if isinstance(made, str) else made) == expected
 
 
+def test_arguments_that_are_kept_as_text_are_not_escaped() -> None:
+    kept = valid_arguments('{"a": "漢字')
+    assert kept == json.dumps({INVALID_JSON: '{"a": "漢字'}, ensure_ascii=False)
+
+
 def test_half_a_surrogate_pair_is_replaced_in_every_part() -> None:
     half = "a\ud83d"
     parts: list[ModelResponsePart] = [

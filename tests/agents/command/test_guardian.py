@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from runlane_server.agents.command.launcher import Command
 from runlane_server.agents.command.program import Program
 from support.processes import is_running, wait_for_exit
 from support.programs import answer, failure, shell
+from support.staging import SECONDS
 from support.turns import Working, ask
 
 SERVER = """
@@ -166,6 +168,39 @@ async def test_a_guardian_that_does_not_read_is_replaced() -> None:
     assert not is_running(second or 0)
 
 
+WITHOUT_PRIVILEGES = """
+import ctypes, os, resource, signal
+from runlane_server.agents.command.guardian import Guardian
+
+version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset(version_3, nothing) == 0
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+guardian = Guardian(grace=30.0)
+guardian.start()
+first = guardian.pid
+os.kill(first, signal.SIGSTOP)
+null = os.open(os.devnull, os.O_RDWR)
+sent = 0
+while guardian.pid == first:
+    guardian.launch([null] * 5)
+    sent += 5
+guardian.stop()
+print(sent)
+"""
+
+
+def test_a_guardian_that_does_not_read_is_replaced_when_the_user_is_not_root() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PRIVILEGES],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) < 100, "the buffer was full before the limit of files was reached"
+
+
 async def test_end_waits_for_the_exit_after_sigkill_too() -> None:
     argv = ["/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]
     guardian = Guardian(grace=30.0)
@@ -178,6 +213,7 @@ async def test_end_waits_for_the_exit_after_sigkill_too() -> None:
     await guardian.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read it: it is not dumpable")
 async def test_the_guardian_has_no_variable_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
     guardian = Guardian(grace=30.0)

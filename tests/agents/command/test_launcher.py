@@ -84,9 +84,10 @@ async def test_the_launcher_is_the_parent_and_leads_nothing_of_the_program() -> 
         pid, launcher = (int(word) for word in working.text.strip(".\n").split())
         assert os.getpgid(pid) == os.getsid(pid) == pid
         assert os.getsid(launcher) not in {pid, os.getsid(0)}
-        assert files_of(launcher).keys() >= {"0", "1", "2"}
-        # None of the run's pipes is kept: the end of the output must show.
-        assert not set(files_of(pid).values()) & set(files_of(launcher).values())
+        if os.geteuid() == 0:  # others may not look into the launcher: it is not dumpable
+            assert files_of(launcher).keys() >= {"0", "1", "2"}
+            # None of the run's pipes is kept: the end of the output must show.
+            assert not set(files_of(pid).values()) & set(files_of(launcher).values())
 
 
 async def test_the_launcher_adopts_orphans() -> None:

@@ -120,7 +120,10 @@ def test_read_only_files_are_removed_and_links_are_not_followed(unprivileged: Pa
 
 def make_deep(folder: Path, levels: int) -> None:
     """Creates a path of directories that is too long for any path name."""
-    code = f"import os\nfor _ in range({levels}): os.mkdir('d', 0o500); os.chdir('d')"
+    code = (
+        f"import os\nfor n in range({levels}):\n"
+        " os.mkdir('d')\n os.chdir('d')\n if n: os.chmod('..', 0o500)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
 
 

@@ -55,7 +55,7 @@ func main() {
 	check(json.Unmarshal(line, &job))
 	kinds := map[string]func(*Job, *Connections) map[string]any{
 		"unary": unary, "runs": runs, "streams": streams, "idle": idle, "cancel": cancel,
-		"burst": burst, "tokens": tokens,
+		"burst": burst, "tokens": tokens, "posts": posts,
 	}
 	kind, known := kinds[job.Kind]
 	if !known {

@@ -27,6 +27,14 @@ func (n *Numbers) take() (ticket, number int) {
 // unary makes calls from many callers, and measures how many and how long each.
 func unary(job *Job, connections *Connections) map[string]any {
 	call := template(job.Call, job.Prefix)
+	return measure(job, func() func(int) error {
+		connection := connections.one()
+		return func(number int) error { return call.call(connection, number) }
+	})
+}
+
+// measure starts callers, each with its own function, which makes the call with a number.
+func measure(job *Job, caller func() func(int) error) map[string]any {
 	numbers := &Numbers{job: job}
 	var measuring, over atomic.Bool
 	var failed atomic.Int64
@@ -37,7 +45,7 @@ func unary(job *Job, connections *Connections) map[string]any {
 	begun := time.Now()
 	for w := range job.Concurrency {
 		callers.Go(func() {
-			connection := connections.one()
+			call := caller()
 			for !over.Load() {
 				ticket, number := numbers.take()
 				if job.Count > 0 && ticket >= job.Count {
@@ -49,7 +57,7 @@ func unary(job *Job, connections *Connections) map[string]any {
 					from = begun.Add(seconds(float64(ticket) / job.Rate))
 					time.Sleep(time.Until(from))
 				}
-				if err := call.call(connection, number); err != nil {
+				if err := call(number); err != nil {
 					failed.Add(1)
 					firstError.CompareAndSwap(nil, err.Error())
 				} else if measuring.Load() && !over.Load() {

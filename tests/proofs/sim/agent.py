@@ -52,6 +52,8 @@ def agent_of(run_id: str) -> str:
 
 def is_at_work(history: History, execution: Execution) -> bool:
     """Whether nobody else may be active in the session of an execution."""
+    if execution.host in history.lost_hosts and execution.node in history.paused_nodes:
+        return False  # it is not at work, and what it does when it continues is refused
     since, away_since = execution.cancelled_at, execution.away_since
     if execution.has_ended or (since is not None and history.now - since >= GRACE - _SLACK):
         return False
@@ -64,8 +66,14 @@ def is_at_work(history: History, execution: Execution) -> bool:
 class SimAgent:
     """An agent of one node, with its limit of slots; `dead` once the node has crashed."""
 
-    def __init__(
-        self, node: int, rng: Random, history: History, name: str, slots: int | None
+    def __init__(  # noqa: PLR0917 - what it is made of
+        self,
+        node: int,
+        rng: Random,
+        history: History,
+        name: str,
+        slots: int | None,
+        host_of: Callable[[str], str],
     ) -> None:
         self.name = name
         self.slots = slots
@@ -75,6 +83,7 @@ class SimAgent:
         self._node = node
         self._rng = rng
         self._history = history
+        self._host_of = host_of
         self._kinds: dict[str, Callable[[Execution, Random], Awaitable[None]]] = {
             "rest": self._rest,
             "nap": self._nap,
@@ -143,6 +152,7 @@ class SimAgent:
         execution = Execution(
             turn.session_id, turn.run_id, turn.attempt, self._node, tick, agent=self.name
         )
+        execution.host = self._host_of(turn.session_id)
         history.executions.append(execution)
         return execution
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from proofs.lanecheck.invariants import check_lane, require
 from proofs.sim.agent import GRACE, LEASE, WORKED, agent_of
 from proofs.sim.clients import policy_of
+from proofs.sim.group import NODE_LEASE, POLL_SECONDS
 from proofs.sim.history import LOST, OK, AcceptOp, CancelOp, Execution, Follow, History, Watch
 from proofs.sim.store import Disk
 from runlane_server.core.model import (
@@ -29,8 +30,12 @@ from runlane_server.core.retry import RetryPolicy
 from runlane_server.core.transition import CoveredRun, Receipt
 from runlane_server.store.base import BusySession
 
-SLACK = 1.5
-"""Seconds that writes and an agent's own clean-up may take beyond the grace period."""
+SLACK = 1.5 + POLL_SECONDS * 1.25
+"""Seconds that writes and an agent's own clean-up may take beyond the grace period, and the news of
+a cancel between two nodes."""
+
+RECOVERY_SECONDS = 2.5
+"""Seconds after the lease of a dead node within which another one recovers its runs."""
 
 MAX_ATTEMPTS = 3
 """The most attempts that a run of a client has if they are lost."""
@@ -228,10 +233,23 @@ def _check_attempts(checker: Checker) -> None:
                 require(any(interrupts), f"R38: {other} starts between attempts of {run_id}")
     for end in checker.ends.values():
         allowed = (policy_of(end.run_id) or NO_RETRIES).max_attempts
-        lost = checker.history.crashes + checker.history.stops
+        lost = checker.history.losses
         if agent_of(end.run_id) == WORKED:
             lost += MAX_ATTEMPTS - 1
-        require(end.attempt <= allowed + lost, f"R38: {end.run_id} has {end.attempt} attempts")
+        used = _used_attempts(checker, end)
+        require(used <= allowed + lost, f"R38: {end.run_id} has {used} attempts")
+
+
+def _used_attempts(checker: Checker, end: RunComplete) -> int:
+    """The attempts of a run that count: a worker may never have got one, or given it back."""
+    if agent_of(end.run_id) != WORKED:
+        return end.attempt
+    begun = {
+        it.attempt
+        for it in checker.history.executions
+        if it.run_id == end.run_id and it.has_begun and not it.is_given_up
+    }
+    return len(begun)
 
 
 def _check_agents(checker: Checker) -> None:
@@ -336,7 +354,7 @@ def _check_turn(checker: Checker, messages: list[Message]) -> None:
     # The output of an attempt that was handed over is dropped unless another one followed.
     history = checker.history
     is_worked = agent_of(run_id) == WORKED
-    given_up = not text and (history.crashes or history.stops or policy_of(run_id) or is_worked)
+    given_up = not text and (history.losses or policy_of(run_id) or is_worked)
     require(
         text == stored or given_up, f"R22: {run_id} said {stored!r} and its transcript is {text!r}"
     )
@@ -398,16 +416,15 @@ def _check_named(
     else:
         require(run.accept_seq <= receipt.fence_accept_seq, "R20: the fence is above the runs")
     require(ended, f"R20: {op.reason} names {run.run_id}, which did not end by it")
-    late = checker.ends[run.run_id].ended_at / 1e6 - _epoch() - op.at > GRACE + SLACK
+    # The node of the run may have died before the cancel, which the others do not know yet.
+    recovery = NODE_LEASE + RECOVERY_SECONDS if checker.history.lost_hosts else 0
+    late = checker.history.ended_when[run.run_id] - op.at > GRACE + SLACK + recovery
     ended_at = checker.ended_at[run.run_id]
     died = any(op.invoked < down < ended_at for down in checker.history.downs)
+    died = died or any(
+        since < ended_at and until > op.invoked for since, until in checker.history.pauses
+    )
     require(died or not late, f"R9: {run.run_id} ends long after {op.reason}")
-
-
-def _epoch() -> float:
-    from proofs.sim.node import EPOCH  # noqa: PLC0415 - node imports nothing of this
-
-    return EPOCH / 1e6
 
 
 def _check_complete(checker: Checker, op: CancelOp, named: set[str]) -> None:

@@ -279,6 +279,8 @@ class Client:
             oldest = node.store.compacted_of(TENANT)
             watch.start = watch.cursor = node.feed.position if from_now else oldest
         length = self._rng.choice([1, 3, 10, 100, 100])
+        if watch.cursor > node.feed.position:
+            await node.store.catch_up()
         try:
             subscription = node.feed.subscribe(TENANT, watch.wanted, watch.cursor)
         except CursorCompacted:

@@ -70,6 +70,7 @@ class Execution:
     """The execution of an attempt, as its agent saw it.
 
     `cancelled_at` is in virtual seconds. `has_ended`: the agent returned, or its node crashed.
+    `host` is the id of its node among those that share the store.
     The rest is for workers: whether the node knows that the worker has the turn, since when the
     worker has no connection, its longest time without one, and whether it gave the turn back.
     """
@@ -83,6 +84,7 @@ class Execution:
     cancelled_at: float | None = None
     has_ended: bool = False
     agent: str = ""
+    host: str = ""
     has_begun: bool = True
     away_since: float | None = None
     longest_away: float = 0.0
@@ -138,9 +140,13 @@ class History:
         self.follows: list[Follow] = []
         self.completes: list[tuple[int, LoggedComplete]] = []
         self.events: dict[RunKey, list[tuple[int, RunEvent]]] = {}
+        self.ended_when: dict[str, float] = {}
+        self.lost_hosts: set[str] = set()
+        self.paused_nodes: set[int] = set()
         self.downs: list[int] = []
         self.crashes = 0
         self.stops = 0
+        self.pauses: list[tuple[int, int]] = []
         self.stales = 0
         self.lost_links = 0
         self.returns = 0
@@ -155,6 +161,11 @@ class History:
     def has_ended(self, run_id: str) -> bool:
         """Whether the end of a run is durable."""
         return any(logged.complete.run_id == run_id for _, logged in self.completes)
+
+    @property
+    def losses(self) -> int:
+        """The number of times that a node lost its runs."""
+        return self.crashes + self.stops + len(self.pauses)
 
     def tick(self) -> int:
         """Advances and returns the number that orders all events."""

@@ -67,7 +67,7 @@ class Link:
     def __init__(self, node: Node, wake: asyncio.Event) -> None:
         self.is_closed = False
         self.is_attached = False
-        self._node = node
+        self.node = self._node = node
         self._wake = wake
         self._up: deque[Up] = deque()
         self._down: deque[Down] = deque()
@@ -97,6 +97,10 @@ class Link:
         messages = list(self._down)
         self._down.clear()
         return messages
+
+    def fail(self) -> None:
+        """The worker notices that nothing comes from the node."""
+        self._on_served(None)
 
     def drop(self) -> None:
         """Loses the connection."""

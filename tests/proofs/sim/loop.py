@@ -1,6 +1,7 @@
 """An event loop without time, threads or sockets, whose order of execution depends on a seed.
 
 The next ready callback is drawn at random; if none is ready, the clock jumps to the next timer.
+Callbacks of a paused node wait until it continues, as those of a process that is stopped.
 Everything that a set may hold here hashes by number, so that no order depends on addresses.
 """
 
@@ -61,6 +62,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.failure: Exception | None = None
         self.complaints: list[str] = []
         self.dead: set[int] = set()
+        self._held: dict[int, list[asyncio.Handle]] = {}
         self._random = random.Random(seed)  # noqa: S311 - to be repeatable is the point
         self._now = 0.0
         self._numbers = itertools.count(1)
@@ -72,6 +74,14 @@ class SimLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         """Virtual seconds since the start."""
         return self._now
+
+    def pause(self, node: int) -> None:
+        """Runs nothing of a node any more."""
+        self._held.setdefault(node, [])
+
+    def resume(self, node: int) -> None:
+        """Runs what became ready while a node was paused."""
+        self._ready.extend(self._held.pop(node, ()))
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future with a number."""
@@ -105,6 +115,9 @@ class SimLoop(asyncio.BaseEventLoop):
         self._take_due()
         handle = self._draw()
         if handle._cancelled:
+            return
+        if self._held and (held := self._held.get(_node_of(handle))) is not None:
+            held.append(handle)
             return
         self.steps += 1
         handle._run()
@@ -141,3 +154,8 @@ class SimLoop(asyncio.BaseEventLoop):
             handle = heapq.heappop(scheduled)
             handle._scheduled = False  # type: ignore[attr-defined]
             self._ready.append(handle)
+
+
+def _node_of(handle: asyncio.Handle) -> int:
+    context: Context = handle._context  # type: ignore[attr-defined]
+    return context.get(NODE, 0)

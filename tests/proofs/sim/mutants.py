@@ -14,6 +14,8 @@ from typing import Any
 
 from runlane_server.agents.worker.execution import Execution
 from runlane_server.agents.worker.workers import Workers
+from runlane_server.cluster.failover import Failover
+from runlane_server.cluster.membership import Membership
 from runlane_server.engine.agent_room import AgentRoom
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.executor import Executor
@@ -25,19 +27,21 @@ from runlane_server.engine.reservation import AcceptedRun
 from runlane_server.engine.runner import Runner
 from runlane_server.engine.slots import Slots
 from runlane_server.engine.updates import Updates
-from runlane_server.feed.feed import RunFollower, Subscription
+from runlane_server.feed.feed import Feed, RunFollower, Subscription
 from runlane_server.feed.tail import Tail
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A fault: in a method of a class, `old` is replaced with `new`."""
+    """A fault: in a method of a class, `old` is replaced with `new`. It shows in worlds with a
+    number of live nodes."""
 
     name: str
     owner: type
     method: str
     old: str
     new: str
+    live: int = 1
 
 
 MUTANTS = (
@@ -308,6 +312,62 @@ MUTANTS = (
         "withdraw",
         "                self._agents[agent].add_slots(-1)",
         "                pass",
+    ),
+    Mutant(
+        "a lane that is granted a second slot",
+        Slots,
+        "enqueue",
+        "if lane in self._granted:",
+        "if False:",
+        live=2,
+    ),
+    Mutant(
+        "an attempt that came back and is ended by what its node knew before",
+        Executor,
+        "continue_agent",
+        "self._runners[key].supersede()",
+        "self._runners[key].hand_over()",
+        live=3,
+    ),
+    Mutant(
+        "a lane that is kept although another node has its run",
+        Executor,
+        "_on_left",
+        "self.lanes.leave(job.key)",
+        "self.lanes.slots.release(job.key)",
+        live=2,
+    ),
+    Mutant(
+        "a receipt from a lane that another node has changed",
+        Lanes,
+        "_needs_load",
+        "return self.is_shared and",
+        "return False and",
+        live=2,
+    ),
+    Mutant(
+        "a cancel that the node of the run never learns of",
+        Membership,
+        "_poll",
+        "self._work.cancelled_elsewhere(run)",
+        "pass",
+        live=2,
+    ),
+    Mutant(
+        "a lost run that nobody recovers",
+        Failover,
+        "_recover_now",
+        "await self._recover(due)",
+        "pass",
+        live=2,
+    ),
+    Mutant(
+        "a subscriber who is not told of events that other nodes removed",
+        Feed,
+        "on_completes",
+        "            self._handle_gap(self.head)",
+        "            pass",
+        live=2,
     ),
 )
 

@@ -10,18 +10,25 @@ from random import Random
 from typing import Any
 
 from proofs.sim.agent import GRACE, LEASE, OTHER, WORKED, SimAgent
+from proofs.sim.group import NODE_LEASE, Group
 from proofs.sim.history import History
 from proofs.sim.loop import NODE, SimLoop, SimTask
 from proofs.sim.store import Disk, Meddle, SimStore
+from runlane_server.access.caller import DEFAULT_TENANT as TENANT
 from runlane_server.agents.worker.agent import WorkerAgent
 from runlane_server.agents.worker.workers import Workers
 from runlane_server.core.agents import DEFAULT_AGENT
 from runlane_server.core.limits import Limits
+from runlane_server.core.model import SessionKey
 from runlane_server.engine.agent_table import AgentTable, DeclaredAgent
 from runlane_server.engine.coordinator import Coordinator
+from runlane_server.engine.executor import NodeSettings
 from runlane_server.feed.feed import Feed
 
 EPOCH = 1_700_000_000_000_000
+
+SKEW = 2.0
+"""Seconds by which the time of day of a node that shares its store is wrong at most."""
 
 STOP_SECONDS = GRACE + 3.0
 """Maximum duration of a stop: the grace periods of a cancel and of strays, and the last writes."""
@@ -34,20 +41,28 @@ class Node:
     """One process. `crash` kills it, `stop` ends it gracefully."""
 
     def __init__(  # noqa: PLR0917 - what it is made of
-        self, number: int, loop: SimLoop, disk: Disk, rng: Random, history: History, meddle: Meddle
+        self,
+        number: int,
+        loop: SimLoop,
+        disk: Disk,
+        rng: Random,
+        history: History,
+        meddle: Meddle,
+        group: Group | None = None,
     ) -> None:
         self.number = number
         self.name = f"node {number}"
-        self.store = SimStore(disk, rng, history, meddle)
+        self.store = SimStore(disk, rng, history, meddle, group)
         self.agents = [
-            SimAgent(number, rng, history, DEFAULT_AGENT, None),
-            SimAgent(number, rng, history, OTHER, rng.choice([None, 1, 2])),
+            SimAgent(number, rng, history, DEFAULT_AGENT, None, self._host_of),
+            SimAgent(number, rng, history, OTHER, rng.choice([None, 1, 2]), self._host_of),
         ]
         self.feed = Feed(self.store)
         self._loop = loop
         self.history = self._history = history
         self._disk = disk
         self._handlers: dict[SimTask, None] = {}
+        self._paused_at = 0
         ids = itertools.count(1)
         self.workers = Workers(LEASE)
         declared = [DeclaredAgent(it.name, it, slots=it.slots) for it in self.agents]
@@ -62,9 +77,11 @@ class Node:
                 cancel_grace=GRACE,
                 ready_timeout=5.0,
             ),
-            now=lambda: EPOCH + int(loop.time() * 1e6),
+            node=NodeSettings(NODE_LEASE, new_id=lambda: f"node {number}, {next(ids)}"),
+            now=lambda: EPOCH + int((loop.time() + self._skew) * 1e6),
             new_id=lambda: f"n{number}.{next(ids)}",
         )
+        self._skew = 0.0 if group is None else rng.uniform(-SKEW, SKEW)
 
     async def start(self) -> None:
         """Opens the store and restores the work in it."""
@@ -73,7 +90,17 @@ class Node:
 
     async def _start(self) -> None:
         await self.store.__aenter__()
-        await self.coordinator.start()
+        await self.coordinator.start(self.name)
+
+    def _host_of(self, session_id: str) -> str:
+        """The id under which this node has the active run of a session."""
+        runner = self.coordinator._executor._runners.get(SessionKey(TENANT, session_id))
+        return "" if runner is None else runner.job.run.host
+
+    @property
+    def _own_ids(self) -> str:
+        """The prefix of the ids under which this node joins the others."""
+        return f"node {self.number}, "
 
     def handle(self, work: Coroutine[Any, Any, Any]) -> SimTask:
         """Runs a call of a client; its task belongs to the node and dies with it."""
@@ -95,6 +122,19 @@ class Node:
         task = self._loop.create_task(work, context=context)
         assert isinstance(task, SimTask)
         return task
+
+    def pause(self) -> None:
+        """Stops the process, which loses nothing."""
+        self._paused_at = self._history.note(self.name, "pauses")
+        self._history.paused_nodes.add(self.number)
+        self.store.on_silence()
+        self._loop.pause(self.number)
+
+    def resume(self) -> None:
+        """Continues the process."""
+        continued_at = self._history.note(self.name, "continues")
+        self._history.pauses.append((self._paused_at, continued_at))
+        self._loop.resume(self.number)
 
     async def crash(self) -> None:
         """Kills the process at this instant."""
@@ -163,17 +203,24 @@ class Node:
 
     def _own_active(self) -> list[str]:
         """The active runs that do not outlive this node, as those of workers do."""
-        active = (lane.active for lane in self._disk.lanes())
-        return [run.run_id for run in active if run is not None and run.agent != WORKED]
+        active = (lane.active for lane in self._disk.lanes() if lane.active is not None)
+        is_shared = self.coordinator.membership is not None
+        return [
+            run.run_id
+            for run in active
+            if run.agent != WORKED and (not is_shared or run.host.startswith(self._own_ids))
+        ]
 
     def check_idle(self) -> None:
         """Checks that an idle node holds no resources."""
         require = self._history.require
         lanes = self.coordinator._lanes
-        require(not self.coordinator.is_busy(), f"an idle node is busy with {lanes.keys}")
-        require(not lanes._mailboxes, "a mailbox is left")
+        # Its run may have been executed elsewhere; this node looks at it when it has a slot.
+        queued = set(lanes.slots.queue) if self.coordinator.membership is not None else set()
+        require(not set(lanes.keys) - queued, f"an idle node is busy with {lanes.keys}")
+        require(not set(lanes._mailboxes) - queued, "a mailbox is left")
         require(lanes.slots.in_use == 0, "a slot is left taken")
-        require(not lanes.slots.queue, "a lane still waits for a slot")
+        require(not set(lanes.slots.queue) - queued, "a lane still waits for a slot")
         free, total = lanes.slots._free, self.coordinator.limits.max_active_runs
         require(free == total, f"{free} of {total} slots are free")
         used = [agent.name for agent in self.coordinator.agents if agent.slots_in_use]
@@ -184,5 +231,7 @@ class Node:
         require(not self.feed._run_tails, "the tail of a run is left")
         tasks = self._loop.tasks_of(self.number)
         getting_ready = sum(not agent.is_ready for agent in self.coordinator.agents)
-        writers = len(self.store.writers)
-        require(len(tasks) == writers + getting_ready, f"tasks are left beside these: {tasks}")
+        own = self.store.own_tasks
+        if self.coordinator.membership is not None:
+            own += len(self.coordinator.membership._tasks)
+        require(len(tasks) == own + getting_ready, f"tasks are left beside these: {tasks}")

@@ -1,7 +1,7 @@
 """Simulates a world for each seed, and prints the trace of the first one that breaks a rule.
 
 cd tests && python -m proofs.sim.run --seeds 2000 --start 0
-cd tests && python -m proofs.sim.run --seeds 1 --start 17 --trace
+cd tests && python -m proofs.sim.run --seeds 1 --start 17 --nodes 3 --trace
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ LAST = 60
 
 def report(outcome: Outcome) -> str:
     """The trace of a failure, and the command that replays it."""
+    nodes = f" --nodes {outcome.live}" if outcome.live > 1 else ""
     return "\n".join(
         [
             shortened(outcome.trace, LAST),
             f"seed {outcome.seed}: {outcome.failure}",
             "replay: cd tests && "
-            f"python -m proofs.sim.run --seeds 1 --start {outcome.seed} --trace",
+            f"python -m proofs.sim.run --seeds 1 --start {outcome.seed}{nodes} --trace",
         ]
     )
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="proofs.sim.run", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2000, help="number of worlds")
     parser.add_argument("--start", type=int, default=0, help="first seed")
+    parser.add_argument("--nodes", type=int, default=1, help="number of live nodes")
     parser.add_argument("--trace", action="store_true", help="print the whole trace")
     parser.add_argument(
         "--keep-going",
@@ -45,7 +47,7 @@ def main() -> None:
     totals: Counter[str] = Counter()
     failures = 0
     for seed in range(options.start, options.start + options.seeds):
-        outcome = simulate(seed)
+        outcome = simulate(seed, options.nodes)
         totals.update(outcome.counts)
         if options.trace:
             sys.stdout.write(shortened(outcome.trace, len(outcome.trace)) + "\n")

@@ -2,7 +2,8 @@
 
 `Disk` survives a crash. A `SimStore` is one node's access to it: a writer with batches, in some
 worlds several that write at a time as over PostgreSQL, reads that see committed data before it is
-delivered, and sometimes a change by another node of the lane that is being written.
+delivered, and sometimes a change by another node of the lane that is being written. With a group,
+live nodes share the disk: each follows the log of all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
+from proofs.sim.group import POLL_SECONDS, Group, SimCluster
 from proofs.sim.history import History
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.input import InputRequest, InputState
@@ -94,6 +96,7 @@ class Disk:
         self.data.listener = self
         self._history = history
         self._untold: list[tuple[Position, Tell]] = []
+        self._log: list[LoggedComplete] = []
 
     def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Terminal events were committed."""
@@ -101,6 +104,8 @@ class Disk:
             what = f"{event.complete.run_id} {event.complete.state} at {event.position}"
             tick = self._history.note("disk", what)
             self._history.completes.append((tick, event))
+            self._history.ended_when[event.complete.run_id] = self._history.now
+        self._log += events
         tell: Tell = lambda listener: listener.on_completes(events)  # noqa: E731 - a record of it
         self._untold.append((events[-1].position if events else 0, tell))
 
@@ -124,6 +129,11 @@ class Disk:
         """All lanes."""
         return [session.lane for session in self.data._tables.sessions.values()]
 
+    def log_between(self, after: Position, upto: Position) -> tuple[Position, list[LoggedComplete]]:
+        """The events after a position, and the position after which all are kept."""
+        start = max(after, min(self.data.compacted, upto))
+        return start, [it for it in self._log if start < it.position <= upto]
+
     def take_untold(self) -> list[tuple[Position, Tell]]:
         """The events that were not delivered yet, with the last position of those of the log."""
         untold, self._untold = self._untold, []
@@ -144,6 +154,15 @@ class _Unit:
     size: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """The outcome of a batch: the position of the log after it, and what was not delivered yet."""
+
+    results: Sequence[Any]
+    position: Position
+    untold: Sequence[tuple[Position, Tell]]
+
+
 Meddle = Callable[[SessionKey], None]
 """Changes a lane as another node would."""
 
@@ -151,7 +170,14 @@ Meddle = Callable[[SessionKey], None]
 class SimStore:
     """A node's store. See `base.Store`."""
 
-    def __init__(self, disk: Disk, rng: Random, history: History, meddle: Meddle) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        rng: Random,
+        history: History,
+        meddle: Meddle,
+        group: Group | None = None,
+    ) -> None:
         self.listener: Listener | None = None
         self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
@@ -164,16 +190,27 @@ class SimStore:
         self._lines: WriteLines[_Unit] = WriteLines(2, 1 << 20)
         self._one_at_a_time = asyncio.Lock() if rng.random() < 0.5 else nullcontext()
         self._under_way: dict[str, Sequence[_Unit]] = {}
+        self._committed: dict[str, _Committed] = {}
+        self._group = group
+        self._cluster: SimCluster | None = None
+        if group is not None:
+            self._cluster = SimCluster(group, self._ask, self._on_announced)
+        self._announced: Position = 0
+        self._log_is_due = asyncio.Event()
         self._undelivered: deque[tuple[Position, Tell]] = deque()
         self._changed = asyncio.Event()
         self._closing = False
         self.writers: list[asyncio.Task[None]] = []
+        self._following: asyncio.Task[None] | None = None
 
     # Start and stop
 
     async def __aenter__(self) -> Self:
         """Starts the writers."""
         self.writers = [asyncio.create_task(self._write_all(it)) for it in self._lines.every]
+        if self._cluster is not None:
+            self._cluster.open()
+            self._following = asyncio.create_task(self._follow_log())
         return self
 
     async def __aexit__(
@@ -187,15 +224,32 @@ class SimStore:
         self._changed.set()
         if self.writers:
             await asyncio.wait(self.writers)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
+        self._leave_group()
         self.dead = True
+
+    def _leave_group(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+
+    @property
+    def own_tasks(self) -> int:
+        """The number of its tasks while it is open."""
+        return len(self.writers) + (self._following is not None)
 
     def crash(self) -> None:
         """Crashes: pending writes are lost; a write in progress is committed or not."""
         self.dead = True
-        for batch in self._under_way.values():
-            if self._rng.random() < 0.5:
-                self._apply(batch, meddled=False)
-        self._disk.take_untold()
+        self.on_silence()
+        self._leave_group()
+
+    def on_silence(self) -> None:
+        """The node hears nothing from now on: a write in progress is committed or not."""
+        for name, batch in self._under_way.items():
+            if name not in self._committed and self._rng.random() < 0.5:
+                self._commit_batch(name, batch, meddled=False)
 
     @property
     def store_id(self) -> bytes:
@@ -203,8 +257,9 @@ class SimStore:
         return STORE_ID
 
     @property
-    def cluster(self) -> None:
-        """None: no other node shares the store."""
+    def cluster(self) -> SimCluster | None:
+        """The nodes that share the store; None without a group."""
+        return self._cluster
 
     @property
     def webhooks(self) -> MemoryWebhooks:
@@ -218,8 +273,8 @@ class SimStore:
 
     @property
     def behind(self) -> int:
-        """0: no other node shares the store."""
-        return 0
+        """The number of events that other nodes announced and the listener has not received."""
+        return max(0, self._announced - self._delivered)
 
     @property
     def compacted(self) -> Position:
@@ -238,12 +293,21 @@ class SimStore:
     # Writing
 
     async def catch_up(self) -> None:
-        """Does nothing: no other node shares the store."""
+        """Delivers what all nodes have committed so far."""
+        if self._group is not None:
+            self._deliver(await self._ask(lambda: self._disk.data.position))
 
     async def commit(self, base_version: int, transition: Transition) -> int:
         """Writes a transition of a lane."""
+
+        async def write() -> int:
+            version = await self._disk.data.commit(base_version, transition)
+            if self._group is not None:
+                self._group.on_committed(transition.lane)
+            return version
+
         await self._write(
-            lambda: self._disk.data.commit(base_version, transition),
+            write,
             lane=transition.lane.key,
             tenant=transition.lane.key.tenant,
             changed=[change.run.run_id for change in transition.runs],
@@ -331,25 +395,65 @@ class SimStore:
         # A commit takes time: no run starts twice at one instant.
         await asyncio.sleep(COMMIT_SECONDS)
         await self._pause()
-        del self._under_way[line.name]
-        results = self._apply(batch, meddled=True)
-        untold = self._disk.take_untold()
-        position = self._disk.data.position
-        self._undelivered += [one for one in untold if one[0]]
+        if line.name not in self._committed:
+            self._commit_batch(line.name, batch, meddled=True)
         # Committed, but not confirmed yet.
         await self._pause()
-        self._deliver(position)
-        for of_log, tell in untold:
+        del self._under_way[line.name]
+        committed = self._committed.pop(line.name)
+        self._deliver(committed.position)
+        for of_log, tell in committed.untold:
             if not of_log and self.listener is not None:
                 tell(self.listener)
-        for unit, result in zip(batch, results, strict=True):
+        for unit, result in zip(batch, committed.results, strict=True):
             if not unit.done.done():
                 unit.done.set_result(result)
         line.forget(batch)
         self._changed.set()
 
+    def _commit_batch(self, name: str, batch: Sequence[_Unit], *, meddled: bool) -> None:
+        results = self._apply(batch, meddled=meddled)
+        untold = self._disk.take_untold()
+        position = self._disk.data.position
+        logged = [one for one in untold if one[0]]
+        self._undelivered += logged
+        self._committed[name] = _Committed(results, position, untold)
+        if self._cluster is not None and logged and not self.dead:
+            self._cluster.announce_log(position)
+
+    # The log of all nodes
+
+    def _on_announced(self, position: Position) -> None:
+        self._announced = max(self._announced, position)
+        self._log_is_due.set()
+
+    async def _follow_log(self) -> None:
+        while True:
+            self._log_is_due.clear()
+            try:
+                await self.catch_up()
+                async with asyncio.timeout(POLL_SECONDS * self._rng.uniform(0.75, 1.25)):
+                    await self._log_is_due.wait()
+            except (TimeoutError, StoreUnavailable):
+                continue
+
     def _deliver(self, upto: Position) -> None:
         """Delivers the log up to a position, in its order."""
+        if self._group is None:
+            self._deliver_own(upto)
+            return
+        start, events = self._disk.log_between(self._delivered, upto)
+        if start > self._delivered:
+            # They were removed before this node had read them.
+            self._delivered = start
+            if self.listener is not None:
+                self.listener.on_completes(())
+        if events:
+            self._delivered = upto
+            if self.listener is not None:
+                self.listener.on_completes(events)
+
+    def _deliver_own(self, upto: Position) -> None:
         self._delivered = max(self._delivered, upto)
         while self._undelivered and self._undelivered[0][0] <= upto:
             _, tell = self._undelivered.popleft()
@@ -393,7 +497,10 @@ class SimStore:
 
     async def position_of(self, key: RunKey) -> Position | None:
         """The position of the end of a run in the log."""
-        return await self._read(lambda: self._disk.data.position_of(key))
+        position = await self._read(lambda: self._disk.data.position_of(key))
+        if self._group is not None and position is not None:
+            self._deliver(max(position, self._delivered))
+        return position
 
     async def list_runs(
         self,
@@ -531,6 +638,12 @@ class SimStore:
         )
         events = tuple(event for event in page.events if event.position <= known)
         return LogPage(events, max(after, min(page.scanned, known)))
+
+    async def _ask(self, ask: Callable[[], T]) -> T:
+        async def read() -> T:
+            return ask()
+
+        return await self._read(read)
 
     async def _read(self, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         self._check()

@@ -103,6 +103,20 @@ class SimWorker:
         if self._attempt is not None:
             self._note_back(self._attempt.execution)
 
+    def on_paused(self, node: Node, notices_after: float) -> None:
+        """Its node is paused, which it notices after some seconds."""
+        link = self._link
+        if link is not None and link.node is node and not link.is_closed:
+            self._note_away()
+            asyncio.get_running_loop().call_later(notices_after, link.fail)
+
+    def on_resumed(self, node: Node) -> None:
+        """Its node continues."""
+        link, attempt = self._link, self._attempt
+        is_here = link is not None and link.node is node and not link.is_closed
+        if is_here and attempt is not None and link is not None and link.is_attached:
+            self._note_back(attempt.execution)
+
     def _note_away(self) -> None:
         attempt = self._attempt
         if attempt is not None and attempt.execution.away_since is None:

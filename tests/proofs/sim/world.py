@@ -1,6 +1,8 @@
 """A simulated world: one disk, nodes that start and end on it, and their clients.
 
-Everything in it is drawn from its seed, so the same seed gives the same world.
+Several nodes may be live at once: they share the disk, and are paused for longer than their lease,
+crash and stop while the others go on. Everything in it is drawn from its seed, so the same seed
+gives the same world.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import logging
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -20,12 +23,14 @@ from proofs.lanecheck.invariants import Broken
 from proofs.sim.agent import OTHER, WORKED, agent_of
 from proofs.sim.check import check
 from proofs.sim.clients import TENANT, Client
+from proofs.sim.group import NODE_LEASE, Group
 from proofs.sim.history import OK, AcceptOp, CancelOp, History, Line
 from proofs.sim.loop import SimLoop, SimTask, Stuck
 from proofs.sim.node import EPOCH, Node
 from proofs.sim.store import Disk, at_once
 from proofs.sim.updater import Updater
 from proofs.sim.worker import SimWorker
+from runlane_server.cluster import membership
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import DEFAULT_AGENT, AgentNames
 from runlane_server.core.model import CancelScope, Prompt, RunKey, RunRequest, SessionKey, WhenBusy
@@ -43,6 +48,9 @@ QUIET = 5
 
 MEDDLING = 0.04
 """Probability that another node changes a lane just before a commit."""
+
+PAUSES = (0.5, 3.0, 7.0, 12.0, 12.0)
+"""Seconds that a node is paused, most of them longer than its lease."""
 
 EXPECTED_ERRORS = {"agent failed", "agent is not ready"}
 """Errors that may be logged, because simulated agents fail."""
@@ -71,33 +79,40 @@ class Outcome:
     digest: str
     trace: list[Line]
     failure: str | None = None
+    live: int = 1
     counts: dict[str, int] = field(default_factory=dict)
 
 
 class World:
     """One world, from the first node to the end of the last."""
 
-    def __init__(self, seed: int) -> None:
-        self.loop = SimLoop(seed, horizon=HORIZON, max_steps=MAX_STEPS)
+    def __init__(self, seed: int, live: int = 1) -> None:
+        self.loop = SimLoop(seed, horizon=HORIZON, max_steps=MAX_STEPS * live)
         self.history = History(self.loop)
         self.over = False
-        self.node: Node | None = None
+        self.nodes: list[Node] = []
+        self._live = live
         self._rng = Random(f"world {seed}")  # noqa: S311
         # Of its own, so that the other clients do the same without updates.
         self._updates = Random(f"updates {seed}") if seed % 2 else None  # noqa: S311
+        # Of its own, so that worlds of one node are the same without it.
+        self._many = Random(f"nodes {seed}")  # noqa: S311
         self._disk = Disk(self.history)
+        self._group = Group(self._disk, self._many, self.history) if live > 1 else None
+        self._workers: list[SimWorker] = []
+        self._pausing: dict[Node, SimTask] = {}
         self._up = asyncio.Event()
         self._nodes = 0
-        self._meddling = MEDDLING if self._rng.random() < 0.6 else 0.0
+        self._meddling = MEDDLING if self._rng.random() < 0.6 and live == 1 else 0.0
         self._meddled = 0
 
     # The view of the clients
 
     async def node_up(self) -> Node:
-        """Waits for a node that is up."""
-        while self.node is None:
+        """Waits for a node that is up, or paused."""
+        while not self.nodes:
             await self._up.wait()
-        return self.node
+        return self.nodes[0] if self._group is None else self._many.choice(self.nodes)
 
     def durable(self, run_id: str) -> bool:
         """Whether a run is on the disk."""
@@ -108,17 +123,19 @@ class World:
     async def run(self) -> None:
         """From the beginning to the end, and the checks."""
         rng = self._rng
-        await self._start_node()
+        for _ in range(self._live):
+            await self._start_node()
         watchers = [Client(f"watcher {n}", self, self._fork()) for n in range(rng.randint(1, 2))]
         watching = [self._task(watcher.watch()) for watcher in watchers]
         workers = [SimWorker(f"worker {n}", self, self._fork()) for n in range(rng.randint(1, 3))]
+        self._workers = workers
         serving = [self._task(worker.serve()) for worker in workers]
         clients = [Client(f"client {n}", self, self._fork()) for n in range(rng.randint(2, 4))]
         working = [self._task(client.work(rng.randint(2, 9))) for client in clients]
         if self._updates is not None:
             updater = Updater("updater", self, self._updates)
             serving.append(self._task(updater.work()))
-        await self._direct()
+        await (self._direct() if self._group is None else self._direct_many())
         await self._all(working)
         await self._settle()
         await self._take_leave([*watching, *serving])
@@ -136,23 +153,69 @@ class World:
                 await node.outside(_compact(node, before, rng.randint(1, 3)))
                 continue
             if drawn < 0.65:
-                self._down()
+                self._down(node)
                 await node.crash()
             else:
                 # It still answers while it stops.
-                await node.stop(rng.choice([0.0, 0.05, 3.0]), self._down)
+                await node.stop(rng.choice([0.0, 0.05, 3.0]), lambda: self._down(self.nodes[0]))
             await asyncio.sleep(rng.choice([0.0, 0.01, 1.0]))
             await self._start_node()
 
-    def _down(self) -> None:
-        self.node = None
-        self._up.clear()
+    def _down(self, node: Node) -> None:
+        self.nodes.remove(node)
+        if not self.nodes:
+            self._up.clear()
+
+    async def _direct_many(self) -> None:
+        """Crashes, stops, pauses and compactions of nodes while others are up."""
+        rng = self._many
+        for _ in range(rng.randint(1, 5)):
+            await asyncio.sleep(rng.choice([0.02, 0.1, 0.5, 1.0, 3.0]) * rng.random())
+            node, drawn = rng.choice(self.nodes), rng.random()
+            if node in self._pausing:
+                continue
+            if drawn < 0.1:
+                before = EPOCH + int(self.loop.time() * 1e6)
+                await node.outside(_compact(node, before, rng.randint(1, 3)))
+            elif drawn < 0.6:
+                self._pausing[node] = self._task(self._pause(node, rng.choice(PAUSES)))
+            else:
+                await self._replace(node, crashes=drawn < 0.8)
+        await self._all(list(self._pausing.values()))
+
+    async def _pause(self, node: Node, seconds: float) -> None:
+        node.pause()
+        for worker in self._workers:
+            worker.on_paused(node, self._many.choice([0.01, 0.5, 2.0, 20.0]))
+        await asyncio.sleep(seconds)
+        node.resume()
+        for worker in self._workers:
+            worker.on_resumed(node)
+        del self._pausing[node]
+
+    async def _replace(self, node: Node, *, crashes: bool) -> None:
+        """Ends a node, and starts another one."""
+        if crashes:
+            self._down(node)
+            await node.crash()
+        else:
+            await node.stop(self._many.choice([0.0, 0.05, 3.0]), lambda: self._down(node))
+        await asyncio.sleep(self._many.choice([0.0, 0.01, 1.0]))
+        await self._start_node()
 
     async def _start_node(self) -> None:
         self._nodes += 1
-        node = Node(self._nodes, self.loop, self._disk, self._fork(), self.history, self._meddle)
+        node = Node(
+            self._nodes,
+            self.loop,
+            self._disk,
+            self._fork(),
+            self.history,
+            self._meddle,
+            self._group,
+        )
         await node.start()
-        self.node = node
+        self.nodes.append(node)
         self._up.set()
 
     async def _settle(self) -> None:
@@ -169,21 +232,22 @@ class World:
         return bool(busy) or any(not execution.has_ended for execution in self.history.executions)
 
     async def _take_leave(self, tasks: list[SimTask]) -> None:
-        node = await self.node_up()
         self.over = True
         for watch in self.history.watches:
             self.history.note(watch.name, f"leaves at {watch.cursor}")
-        await node.send_away(0.1)
+        for node in list(self.nodes):
+            await node.send_away(0.1)
         await self._all(tasks)
 
     async def _end(self) -> None:
-        node = await self.node_up()
-        await asyncio.sleep(1)
-        node.check_idle()
-        if not self._meddled:
-            waiting = node.coordinator._lanes.waiting_runs
-            self.history.require(waiting == 0, f"{waiting} runs are counted as waiting")
-        await node.stop(0, self._down)
+        await asyncio.sleep(1 if self._group is None else NODE_LEASE)
+        for node in list(self.nodes):
+            node.check_idle()
+            if not self._meddled:
+                waiting = node.coordinator._lanes.waiting_runs
+                self.history.require(waiting == 0, f"{waiting} runs are counted as waiting")
+        for node in list(self.nodes):
+            await node.stop(0, partial(self._down, node))
 
     async def _all(self, tasks: list[SimTask]) -> None:
         if tasks:
@@ -263,10 +327,10 @@ async def _compact(node: Node, before: int, limit: int) -> None:
     await node.store.compact(before, limit)
 
 
-def simulate(seed: int) -> Outcome:
-    """Simulates a world. The same seed gives the same world."""
-    with narrow(), _uncollected(), ExitStack() as closing:
-        world = World(seed)
+def simulate(seed: int, live: int = 1) -> Outcome:
+    """Simulates a world with a number of live nodes. The same seed gives the same world."""
+    with narrow(), _uncollected(), _seeded(seed), ExitStack() as closing:
+        world = World(seed, live)
         closing.callback(_tear_down, world)
         closing.enter_context(_logged(world.history))
         failure = None
@@ -277,7 +341,7 @@ def simulate(seed: int) -> Outcome:
         except (Broken, Stuck) as error:
             failure = str(error)
         history = world.history
-        return Outcome(seed, history.digest(), list(history.trace), failure, _counts(world))
+        return Outcome(seed, history.digest(), list(history.trace), failure, live, _counts(world))
 
 
 def _counts(world: World) -> dict[str, int]:
@@ -288,6 +352,8 @@ def _counts(world: World) -> dict[str, int]:
         "cancels": len(history.cancels),
         "crashes": history.crashes,
         "stops": history.stops,
+        "pauses": len(history.pauses),
+        "lost nodes": len(history.lost_hosts),
         "stales": history.stales,
         "turns of workers": sum(it.agent == WORKED for it in history.executions),
         "lost connections": history.lost_links,
@@ -304,8 +370,9 @@ def _tear_down(world: World) -> None:
     loop = world.loop
     loop.failure = None
     world.over = True
-    if world.node is not None:
-        world.node.store.dead = True
+    for node in world.nodes:
+        node.store.dead = True
+        loop.resume(node.number)
     loop.set_exception_handler(lambda loop, context: None)
     for _ in range(100):
         if not (tasks := asyncio.all_tasks(loop)):
@@ -333,6 +400,18 @@ def _uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Lets the heartbeats and polls of nodes depend on nothing but the seed."""
+    module: Any = membership
+    before = module.random
+    module.random = Random(f"jitter {seed}")  # noqa: S311
+    try:
+        yield
+    finally:
+        module.random = before
 
 
 @contextmanager

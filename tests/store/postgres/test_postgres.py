@@ -611,10 +611,17 @@ BEFORE_REMOVALS = """
     CREATE TRIGGER remove_lane_events AFTER DELETE ON sessions
     FOR EACH ROW EXECUTE FUNCTION remove_lane_events();
 """
-"""Takes step 22 of the schema back."""
+"""Takes step 23 of the schema back."""
+
+BEFORE_WEBHOOKS_OF_RUNS = f"""
+    {BEFORE_REMOVALS}
+    DROP FUNCTION insert_webhook;
+    ALTER TABLE webhooks DROP COLUMN run_id;
+"""
+"""Takes the steps from 22 on of the schema back."""
 
 BEFORE_FENCE = f"""
-    {BEFORE_REMOVALS}
+    {BEFORE_WEBHOOKS_OF_RUNS}
     DROP FUNCTION commit_fenced;
     DROP TYPE host_fence;
 """

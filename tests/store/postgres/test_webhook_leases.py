@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from runlane_server.store.postgres.store import PostgresStore
-from runlane_server.store.webhooks import Progress, Webhook, WebhookFilter, WebhookKey
+from runlane_server.store.webhooks import Most, Progress, Webhook, WebhookFilter, WebhookKey
 from support.postgres import Connection, postgres_store
 
 KEY = WebhookKey("tenant", "hook")
@@ -16,7 +16,7 @@ KEY = WebhookKey("tenant", "hook")
 async def new_webhook(store: PostgresStore, key: WebhookKey = KEY, most: int = 100) -> bool:
     url = "https://example.org/"
     return await store.webhooks.create(
-        Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=most
+        Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=Most(most, most)
     )
 
 

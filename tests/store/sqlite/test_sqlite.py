@@ -32,7 +32,7 @@ from runlane_server.store.sqlite.connection import SqliteConnection
 from runlane_server.store.sqlite.file import APPLICATION_ID
 from runlane_server.store.sqlite.lists import DIALECT
 from runlane_server.store.sqlite.store import SqliteStore
-from runlane_server.store.webhooks import Webhook, WebhookFilter, WebhookKey
+from runlane_server.store.webhooks import Most, Webhook, WebhookFilter, WebhookKey
 from support.story import MANY, PLENTY, START, TENANT, Story, Witness, answer, request
 
 SQL = statements("sqlite")
@@ -219,10 +219,17 @@ BEFORE_REMOVALS = """
     DROP TABLE removals;
     DROP TABLE dropped_copies;
 """
-"""Takes most of step 17 of the schema back; `BEFORE_FORKS` has the rest."""
+"""Takes most of step 18 of the schema back; `BEFORE_FORKS` has the rest."""
+
+BEFORE_WEBHOOKS_OF_RUNS = f"""
+    {BEFORE_REMOVALS}
+    DROP INDEX webhooks_of_run;
+    ALTER TABLE webhooks DROP COLUMN run_id;
+"""
+"""Takes the steps from 17 on of the schema back."""
 
 BEFORE_FORKS = f"""
-    {BEFORE_REMOVALS}
+    {BEFORE_WEBHOOKS_OF_RUNS}
     DROP TRIGGER delete_copy;
     DROP TRIGGER delete_unfinished_copy;
     DROP INDEX sessions_by_copy;
@@ -577,7 +584,7 @@ async def test_a_damaged_webhook_says_so_and_can_be_deleted(
     for key in keys:
         url = "https://example.org/"
         await store.webhooks.create(
-            Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=100
+            Webhook(key, url, ("s",), WebhookFilter(), False, True, 1, 1), most=Most(100, 100)
         )
 
     def damage(db: sqlite3.Connection) -> None:

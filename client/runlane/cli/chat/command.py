@@ -11,10 +11,11 @@ import click
 
 from runlane.cli.answer import can_ask, outcome_text, read_answer
 from runlane.cli.base import DONE, InvalidUsage, describe, execute, stop
+from runlane.cli.chat.transcript import read_past
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import field
-from runlane.cli.terminal import echo
+from runlane.cli.terminal import echo, unsafe_text
 from runlane.client import Client
 from runlane.errors import (
     CursorCompacted,
@@ -26,7 +27,8 @@ from runlane.errors import (
 )
 from runlane.ids import new_id
 from runlane.inputs import Answer, InputKind, InputRequest
-from runlane.types import WhenBusy
+from runlane.session_stream import SessionSnapshot
+from runlane.types import RunPrompt, WhenBusy
 
 TRANSIENT = (Unavailable, DeadlineExceeded, Draining, StoreUnavailable)
 """Errors that a restarting server causes."""
@@ -43,12 +45,23 @@ RETRY_SECONDS = 1.0
     help="The effect of a prompt while a run is active: queue, join its turn, or interrupt it.",
 )
 @click.option("--agent", default="", metavar="NAME", help="Agent that executes your prompts.")
+@click.option(
+    "--turns",
+    type=click.IntRange(0, 1000),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Number of earlier turns to show first.",
+)
 @click.option("--json", "as_json", is_flag=True, hidden=True)
 @click.argument("session")
 @click.pass_obj
-def chat(settings: Settings, when_busy: str, agent: str, as_json: bool, session: str) -> None:
+def chat(
+    settings: Settings, /, when_busy: str, agent: str, *, turns: int, as_json: bool, session: str
+) -> None:
     """Talk to the agent of SESSION, which is created if it does not exist.
 
+    The latest turns of the session are shown first; `runlane messages SESSION` prints all of them.
     Prompts can be typed while an answer streams; they wait in the queue. Questions of the agent are
     shown whole: y or yes approves, n or no denies; any other line is a prompt. Other answers are
     typed. Runs of others in the session are shown too. If the connection is lost, the chat
@@ -58,6 +71,7 @@ def chat(settings: Settings, when_busy: str, agent: str, as_json: bool, session:
     Keys:
       Enter           send the prompt, or the answer to a question
       Alt-Enter       new line
+      Up              edit the prompt that was queued last, if the input is empty
       Esc             cancel the active run
       Ctrl-C          empty the input; on an empty one, leave
       Ctrl-D          leave; the runs continue
@@ -66,18 +80,22 @@ def chat(settings: Settings, when_busy: str, agent: str, as_json: bool, session:
         raise click.UsageError("--json: a chat is for people; use `runlane follow SESSION --json`")
     if not can_ask():
         raise click.UsageError("a chat needs a terminal; use `runlane run -s SESSION` in a pipe")
-    execute(settings, partial(_chat, session, WhenBusy(when_busy), agent))
+    execute(settings, partial(_chat, session, WhenBusy(when_busy), agent, turns))
 
 
-async def _chat(session_id: str, when_busy: WhenBusy, agent: str, client: Client) -> int:
-    talk = Chat(client, session_id, when_busy, agent)
+async def _chat(
+    session_id: str, when_busy: WhenBusy, agent: str, turns: int, client: Client
+) -> int:
+    talk = Chat(client, session_id, when_busy, agent, turns)
     return await talk.run()
 
 
 class Chat:
     """A conversation: one task reads the session, one the keyboard, and one each prompt sends."""
 
-    def __init__(self, client: Client, session_id: str, when_busy: WhenBusy, agent: str) -> None:
+    def __init__(
+        self, client: Client, session_id: str, when_busy: WhenBusy, agent: str, turns: int
+    ) -> None:
         # Not at the top of the module: the library takes as long to import as all else together.
         from runlane.cli.chat.screen import Screen  # noqa: PLC0415
 
@@ -85,8 +103,9 @@ class Chat:
         self._session_id = session_id
         self._when_busy = when_busy
         self._agent = agent
+        self._turns = turns
         self._tasks: set[asyncio.Task[None]] = set()
-        self._screen = Screen(self._on_escape)
+        self._screen = Screen(self._on_escape, self._on_up)
         self._view = self._screen.view
 
     async def run(self) -> int:
@@ -117,6 +136,8 @@ class Chat:
             try:
                 async with stream:
                     async for event in stream:
+                        if not is_connected and isinstance(event.body, SessionSnapshot):
+                            await self._show_past(event.body)
                         is_connected = True
                         self._view.show(event)
                         self._screen.redraw()
@@ -130,6 +151,19 @@ class Chat:
                 self._view.note("some events were missed; this is the session as it is now")
                 cursors = {}
 
+    async def _show_past(self, snapshot: SessionSnapshot) -> None:
+        """Shows the turns that ended before the snapshot."""
+        if snapshot.session is None or not self._turns:
+            return
+        active = () if snapshot.active_run is None else (snapshot.active_run,)
+        unfinished = {run.run_id for run in (*active, *snapshot.folded, *snapshot.queue)}
+        try:
+            past = await read_past(self._client, self._session_id, self._turns, unfinished)
+        except RunlaneError as error:
+            self._view.note(f"the earlier turns cannot be read: {describe(error)}")
+        else:
+            self._view.show_past(past, self._session_id)
+
     def _on_lost(self, error: RunlaneError) -> None:
         self._view.show_lost(error)
         self._screen.redraw()
@@ -140,8 +174,11 @@ class Chat:
         while (text := await self._screen.read()) is not None:
             if not text.strip():
                 continue
+            editing, self._view.editing = self._view.editing, None
             question = self._view.addressee
-            if question is None:
+            if editing is not None:
+                self._start(self._save(editing, text))
+            elif question is None:
                 self._start(self._send(text))
             elif question.kind is InputKind.APPROVAL:
                 self._decide(question, text)
@@ -176,6 +213,9 @@ class Chat:
         else:
             self._view.note("no run is active")
 
+    def _on_up(self) -> None:
+        self._start(self._take_back(self._view.last_waiting))
+
     # --- Calls ------------------------------------------------------------------------------------
 
     async def _send(self, prompt: str) -> None:
@@ -206,6 +246,26 @@ class Chat:
                 self._view.note(f"not sent: {describe(error)}")
             self._view.accepted(run_id)
             return
+
+    async def _take_back(self, run_id: str) -> None:
+        """Puts a prompt that waits into the input, whole; it waits on until that is sent."""
+        prompt = await self._client.get_prompt(run_id)
+        if unsafe_text(prompt.text.replace("\n", "")):
+            name = field(run_id)
+            self._view.note(f"the prompt has hidden characters; use runlane queue edit {name}")
+        elif self._screen.fill(prompt.text):
+            self._view.editing = prompt
+
+    async def _save(self, before: RunPrompt, text: str) -> None:
+        """Replaces a prompt that waits. A text that is refused goes back into the input."""
+        run = before.run
+        try:
+            await self._client.update_run(run.run_id, prompt=text, revision=run.revision)
+        except RunlaneError as error:
+            self._view.note(f"not changed: {describe(error)}")
+            self._screen.fill(text)
+        else:
+            self._view.note("changed the queued prompt")
 
     async def _cancel(self, run_id: str) -> None:
         receipt = await self._client.cancel(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
@@ -24,9 +25,10 @@ _STYLE = Style.from_dict({"note": "#888888", "ask": "bold"})
 class Screen:
     """Reads prompts and keys, and prints the lines of a `view` above them."""
 
-    def __init__(self, on_escape: Callable[[], None]) -> None:
+    def __init__(self, on_escape: Callable[[], None], on_up: Callable[[], None]) -> None:
         self.view = ChatView(self._print, lambda: shutil.get_terminal_size().columns)
         self._on_escape = on_escape
+        self._on_up = on_up
         self._console = SafeConsole(wrap=False)
         output = create_output()
         if isinstance(output, Vt100_Output):
@@ -53,6 +55,15 @@ class Screen:
         except EOFError:
             return None
 
+    def fill(self, text: str) -> bool:
+        """Puts a text into the input; False if there is one."""
+        buffer = self._session.default_buffer
+        if buffer.text:
+            return False
+        buffer.text = text
+        buffer.cursor_position = len(text)
+        return True
+
     def redraw(self) -> None:
         """Shows the area above the input as it is now."""
         self._session.app.invalidate()
@@ -69,6 +80,9 @@ class Screen:
     def _message(self) -> Fragments:
         return [*self.view.area(), ("class:note", f"{self.view.status()}\n"), ("", "> ")]
 
+    def _can_take_back(self) -> bool:
+        return bool(self.view.last_waiting) and not self._session.default_buffer.text
+
     def _bindings(self) -> KeyBindings:
         keys = KeyBindings()
 
@@ -84,8 +98,13 @@ class Screen:
         def _cancel(_: KeyPressEvent) -> None:
             self._on_escape()
 
+        @keys.add("up", filter=Condition(self._can_take_back))
+        def _take_back(_: KeyPressEvent) -> None:
+            self._on_up()
+
         @keys.add("c-c")
         def _clear(event: KeyPressEvent) -> None:
+            self.view.editing = None
             if event.current_buffer.text:
                 event.current_buffer.reset()
                 self.view.typed("")

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from runlane.cli.base import describe
+from runlane.cli.chat.transcript import Past, past_lines
 from runlane.cli.output import field, one_line
 from runlane.cli.run_view import artifact_text, end_text
 from runlane.cli.terminal import for_terminal
@@ -37,6 +38,7 @@ from runlane.types import (
     Run,
     RunComplete,
     RunEvent,
+    RunPrompt,
     Session,
     Started,
     TextDelta,
@@ -49,6 +51,9 @@ Fragments: TypeAlias = list[tuple[str, str]]
 
 PrintLine: TypeAlias = Callable[[str, str], None]
 """Prints a line that stays: its text and its style."""
+
+EXCERPT_CHARS = 256
+"""The length of an excerpt; a prompt of that length may be longer."""
 
 MAX_QUEUED_LINES = 5
 OPEN_ROWS = 4
@@ -88,6 +93,9 @@ class ChatView:
         self._first = ""
         self._first_since = 0.0
         self._is_typing = False
+        self._past: frozenset[str] = frozenset()
+        self.editing: RunPrompt | None = None
+        """The waiting prompt that the input replaces."""
         self.addressee: InputRequest | None = None
         """The question that was the next one when the person began to type."""
 
@@ -97,6 +105,11 @@ class ChatView:
     def question(self) -> InputRequest | None:
         """The question to answer next."""
         return next(iter(self._questions.values()), None)
+
+    @property
+    def last_waiting(self) -> str:
+        """The run that was queued last; empty if none waits."""
+        return self._queue[-1] if self._queue else ""
 
     @property
     def is_considered(self) -> bool:
@@ -139,6 +152,8 @@ class ChatView:
         session = self.session
         if self.is_lost:
             work = "reconnecting"
+        elif self.editing is not None:
+            work = "editing a queued prompt: Enter saves it, Ctrl-C leaves it as it is"
         elif self.question is not None:
             work = "asks you"
         else:
@@ -152,6 +167,12 @@ class ChatView:
         """Prints a line about the conversation."""
         self._end_line()
         self._print(for_terminal(text), "dim")
+
+    def show_past(self, past: Past, session_id: str) -> None:
+        """Prints the end of the transcript. Events of its runs that follow have been shown so."""
+        self._past = past.run_ids
+        for text, style in past_lines(past, session_id):
+            self._print(for_terminal(text), style)
 
     def accepted(self, run_id: str) -> None:
         """Notes that the server has a prompt that was being sent."""
@@ -173,7 +194,7 @@ class ChatView:
         match event.body:
             case SessionSnapshot() as snapshot:
                 self._show_snapshot(snapshot)
-            case SessionRunEvent(run_id, of_run):
+            case SessionRunEvent(run_id, of_run) if run_id not in self._past:
                 self._show_run_event(run_id, of_run)
             case QueueChanged(run_ids, runs):
                 self._queue = run_ids
@@ -247,9 +268,11 @@ class ChatView:
                 pass
 
     def _know(self, *runs: Run) -> None:
+        """Learns the prompts of runs: their excerpts, but those of this chat whole."""
         for run in runs:
-            self._prompts[run.run_id] = run.prompt_excerpt
-            self.sending.pop(run.run_id, None)
+            own = self.sending.pop(run.run_id, None) or self._prompts.get(run.run_id, "")
+            is_whole = not run.revision and own.startswith(run.prompt_excerpt)
+            self._prompts[run.run_id] = own if is_whole else run.prompt_excerpt
 
     def _on_start(self, run_id: str, attempt: int) -> None:
         if attempt > 1:
@@ -275,6 +298,8 @@ class ChatView:
     def _show_prompt(self, run_id: str) -> None:
         own = self.sending.pop(run_id, None)
         prompt = self._prompts.pop(run_id, own) or f"(run {run_id})"
+        if len(prompt) == EXCERPT_CHARS:
+            prompt += f"… (runlane show {field(run_id)} --prompt)"
         for line in for_terminal(prompt).splitlines() or [""]:
             self._print(f"> {line}", "bold cyan")
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool as MadeTool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp.types import CallToolResult, InputRequiredResult, Tool, ToolAnnotations
 from pydantic import ValidationError
 
 from runlane.cli.base import DONE
+from runlane.cli.mcp_server.edits import Edits
 from runlane.cli.mcp_server.records import cut
 from runlane.cli.mcp_server.tasks import Tasks
 from runlane.cli.mcp_server.tools import Tools
@@ -75,25 +79,44 @@ class Server(MCPServer[None]):
             raise ToolError("; ".join(problems)) from error
 
 
+class _Arguments(FuncMetadata):
+    """Arguments of which no text is taken for JSON: a prompt or an answer may look like it."""
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Parses arguments that a client sent as JSON in a string, but no text."""
+        fields = self.arg_model.model_fields.items()
+        texts = {name for name, field in fields if str in get_args(field.annotation)}
+        parsed = super().pre_parse_json(data)
+        return parsed | {name: data[name] for name in data.keys() & texts}
+
+
+def _tool(function: Callable[..., Any], hints: ToolAnnotations) -> MadeTool:
+    tool = MadeTool.from_function(function, annotations=hints)
+    tool.fn_metadata = _Arguments.model_construct(**dict(tool.fn_metadata))
+    return tool
+
+
 def build(client: Client, *, allow_answers: bool, max_text: int) -> Server:
     """Returns an MCP server for the Runlane server of a client."""
     tools = Tools(client, allow_answers=allow_answers, max_text=max_text)
-    server = Server(
-        "runlane",
-        title="Runlane",
-        instructions=INSTRUCTIONS,
-        version=version("runlane"),
-        extensions=[Tasks(client, tools)],
-        subscriptions=False,
-        log_level="WARNING",
-    )
-    for tool, hints in (
+    edits = Edits(client)
+    hinted = (
         *((each, READS) for each in (tools.follow_run, tools.show_run, tools.list_runs)),
         *((each, READS) for each in (tools.list_sessions, tools.list_agents)),
         (tools.list_input_requests, READS),
         (tools.accept_run, ADDS),
+        (edits.fork_session, ADDS),
+        (edits.update_run, ENDS),
         (tools.cancel_runs, ENDS),
         (tools.answer_input, ENDS),
-    ):
-        server.add_tool(tool, annotations=hints)
-    return server
+    )
+    return Server(
+        "runlane",
+        title="Runlane",
+        instructions=INSTRUCTIONS,
+        version=version("runlane"),
+        tools=[_tool(each, hints) for each, hints in hinted],
+        extensions=[Tasks(client, tools)],
+        subscriptions=False,
+        log_level="WARNING",
+    )

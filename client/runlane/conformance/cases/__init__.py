@@ -19,6 +19,7 @@ from runlane.conformance.cases import (
     session_stream,
     start,
     update,
+    webhook,
     worker_output,
     workers,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "session_stream",
     "start",
     "update",
+    "webhook",
     "worker_output",
     "workers",
 ]

@@ -407,7 +407,8 @@ type InputAnswer struct {
 	Value isInputAnswer_Value `protobuf_oneof:"value"`
 	// The name of the caller; empty on a server without access control.
 	AnsweredBy string `protobuf:"bytes,6,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
-	// How the caller was authenticated: `token`, `certificate`, `none`; `default` for a default.
+	// How the caller was authenticated: `token`, `certificate`, `none`; `default` for a default;
+	// `grant` for a standing approval of the operator, set by `answered_by`.
 	AuthenticatedBy string `protobuf:"bytes,7,opt,name=authenticated_by,json=authenticatedBy,proto3" json:"authenticated_by,omitempty"`
 	// The address that the call came from.
 	Peer string `protobuf:"bytes,8,opt,name=peer,proto3" json:"peer,omitempty"`

@@ -350,6 +350,61 @@ func (*Attachment_Text) isAttachment_Content() {}
 
 func (*Attachment_Data) isAttachment_Content() {}
 
+// The whole prompt of a run.
+type RunPrompt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The text; empty if the run has only attachments.
+	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	// The attachments.
+	Attachments   []*Attachment `protobuf:"bytes,2,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunPrompt) Reset() {
+	*x = RunPrompt{}
+	mi := &file_runlane_v1_run_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunPrompt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunPrompt) ProtoMessage() {}
+
+func (x *RunPrompt) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_run_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunPrompt.ProtoReflect.Descriptor instead.
+func (*RunPrompt) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RunPrompt) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *RunPrompt) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
 // Why a run failed.
 type RunError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -365,7 +420,7 @@ type RunError struct {
 
 func (x *RunError) Reset() {
 	*x = RunError{}
-	mi := &file_runlane_v1_run_proto_msgTypes[1]
+	mi := &file_runlane_v1_run_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -377,7 +432,7 @@ func (x *RunError) String() string {
 func (*RunError) ProtoMessage() {}
 
 func (x *RunError) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[1]
+	mi := &file_runlane_v1_run_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,7 +445,7 @@ func (x *RunError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunError.ProtoReflect.Descriptor instead.
 func (*RunError) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{1}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RunError) GetReason() string {
@@ -426,7 +481,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_runlane_v1_run_proto_msgTypes[2]
+	mi := &file_runlane_v1_run_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +493,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[2]
+	mi := &file_runlane_v1_run_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +506,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Usage) GetInputTokens() int64 {
@@ -514,7 +569,7 @@ type RetryPolicy struct {
 
 func (x *RetryPolicy) Reset() {
 	*x = RetryPolicy{}
-	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	mi := &file_runlane_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +581,7 @@ func (x *RetryPolicy) String() string {
 func (*RetryPolicy) ProtoMessage() {}
 
 func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[3]
+	mi := &file_runlane_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +594,7 @@ func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
 func (*RetryPolicy) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RetryPolicy) GetReasons() []string {
@@ -590,7 +645,8 @@ type Run struct {
 	State RunState `protobuf:"varint,4,opt,name=state,proto3,enum=runlane.v1.RunState" json:"state,omitempty"`
 	// The requested behaviour for a busy session, as it was last edited.
 	WhenBusy WhenBusy `protobuf:"varint,5,opt,name=when_busy,json=whenBusy,proto3,enum=runlane.v1.WhenBusy" json:"when_busy,omitempty"`
-	// The first 256 characters of the prompt; the transcript has the full text.
+	// The first 256 characters of the prompt; GetRun returns the full text, and the transcript has it
+	// once the turn has begun.
 	PromptExcerpt string `protobuf:"bytes,6,opt,name=prompt_excerpt,json=promptExcerpt,proto3" json:"prompt_excerpt,omitempty"`
 	// The caller's labels, unchanged unless UpdateRun replaced them.
 	Metadata map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -626,7 +682,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_runlane_v1_run_proto_msgTypes[4]
+	mi := &file_runlane_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +694,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[4]
+	mi := &file_runlane_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +707,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Run) GetSessionId() string {
@@ -834,7 +890,7 @@ type RunComplete struct {
 
 func (x *RunComplete) Reset() {
 	*x = RunComplete{}
-	mi := &file_runlane_v1_run_proto_msgTypes[5]
+	mi := &file_runlane_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +902,7 @@ func (x *RunComplete) String() string {
 func (*RunComplete) ProtoMessage() {}
 
 func (x *RunComplete) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[5]
+	mi := &file_runlane_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +915,7 @@ func (x *RunComplete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunComplete.ProtoReflect.Descriptor instead.
 func (*RunComplete) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RunComplete) GetSessionId() string {
@@ -1003,7 +1059,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_runlane_v1_run_proto_msgTypes[6]
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1071,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[6]
+	mi := &file_runlane_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1084,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ToolCall) GetToolCallId() string {
@@ -1069,7 +1125,7 @@ type ToolResult struct {
 
 func (x *ToolResult) Reset() {
 	*x = ToolResult{}
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1137,7 @@ func (x *ToolResult) String() string {
 func (*ToolResult) ProtoMessage() {}
 
 func (x *ToolResult) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[7]
+	mi := &file_runlane_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1150,7 @@ func (x *ToolResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResult.ProtoReflect.Descriptor instead.
 func (*ToolResult) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ToolResult) GetToolCallId() string {
@@ -1155,7 +1211,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1223,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[8]
+	mi := &file_runlane_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1236,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Artifact) GetArtifactId() string {
@@ -1329,7 +1385,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_runlane_v1_run_proto_msgTypes[9]
+	mi := &file_runlane_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1397,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[9]
+	mi := &file_runlane_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1410,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RunEvent) GetIndex() int64 {
@@ -1671,7 +1727,7 @@ type CancelledRun struct {
 
 func (x *CancelledRun) Reset() {
 	*x = CancelledRun{}
-	mi := &file_runlane_v1_run_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1739,7 @@ func (x *CancelledRun) String() string {
 func (*CancelledRun) ProtoMessage() {}
 
 func (x *CancelledRun) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[10]
+	mi := &file_runlane_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1752,7 @@ func (x *CancelledRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelledRun.ProtoReflect.Descriptor instead.
 func (*CancelledRun) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CancelledRun) GetSessionId() string {
@@ -1738,7 +1794,7 @@ type RunEvent_Accepted struct {
 
 func (x *RunEvent_Accepted) Reset() {
 	*x = RunEvent_Accepted{}
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1806,7 @@ func (x *RunEvent_Accepted) String() string {
 func (*RunEvent_Accepted) ProtoMessage() {}
 
 func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[12]
+	mi := &file_runlane_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1819,7 @@ func (x *RunEvent_Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Accepted.ProtoReflect.Descriptor instead.
 func (*RunEvent_Accepted) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 0}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 0}
 }
 
 func (x *RunEvent_Accepted) GetAcceptSeq() int64 {
@@ -1784,7 +1840,7 @@ type RunEvent_Started struct {
 
 func (x *RunEvent_Started) Reset() {
 	*x = RunEvent_Started{}
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1852,7 @@ func (x *RunEvent_Started) String() string {
 func (*RunEvent_Started) ProtoMessage() {}
 
 func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[13]
+	mi := &file_runlane_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1865,7 @@ func (x *RunEvent_Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Started.ProtoReflect.Descriptor instead.
 func (*RunEvent_Started) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 1}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 1}
 }
 
 func (x *RunEvent_Started) GetAttempt() int32 {
@@ -1830,7 +1886,7 @@ type RunEvent_TextDelta struct {
 
 func (x *RunEvent_TextDelta) Reset() {
 	*x = RunEvent_TextDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1898,7 @@ func (x *RunEvent_TextDelta) String() string {
 func (*RunEvent_TextDelta) ProtoMessage() {}
 
 func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[14]
+	mi := &file_runlane_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1911,7 @@ func (x *RunEvent_TextDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_TextDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_TextDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 2}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 2}
 }
 
 func (x *RunEvent_TextDelta) GetText() string {
@@ -1876,7 +1932,7 @@ type RunEvent_ReasoningDelta struct {
 
 func (x *RunEvent_ReasoningDelta) Reset() {
 	*x = RunEvent_ReasoningDelta{}
-	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +1944,7 @@ func (x *RunEvent_ReasoningDelta) String() string {
 func (*RunEvent_ReasoningDelta) ProtoMessage() {}
 
 func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[15]
+	mi := &file_runlane_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +1957,7 @@ func (x *RunEvent_ReasoningDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_ReasoningDelta.ProtoReflect.Descriptor instead.
 func (*RunEvent_ReasoningDelta) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 3}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 3}
 }
 
 func (x *RunEvent_ReasoningDelta) GetText() string {
@@ -1924,7 +1980,7 @@ type RunEvent_Custom struct {
 
 func (x *RunEvent_Custom) Reset() {
 	*x = RunEvent_Custom{}
-	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +1992,7 @@ func (x *RunEvent_Custom) String() string {
 func (*RunEvent_Custom) ProtoMessage() {}
 
 func (x *RunEvent_Custom) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[16]
+	mi := &file_runlane_v1_run_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2005,7 @@ func (x *RunEvent_Custom) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Custom.ProtoReflect.Descriptor instead.
 func (*RunEvent_Custom) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 4}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 4}
 }
 
 func (x *RunEvent_Custom) GetType() string {
@@ -1979,7 +2035,7 @@ type RunEvent_Step struct {
 
 func (x *RunEvent_Step) Reset() {
 	*x = RunEvent_Step{}
-	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2047,7 @@ func (x *RunEvent_Step) String() string {
 func (*RunEvent_Step) ProtoMessage() {}
 
 func (x *RunEvent_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[17]
+	mi := &file_runlane_v1_run_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2060,7 @@ func (x *RunEvent_Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Step.ProtoReflect.Descriptor instead.
 func (*RunEvent_Step) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 5}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 5}
 }
 
 func (x *RunEvent_Step) GetKey() string {
@@ -2034,7 +2090,7 @@ type RunEvent_Folded struct {
 
 func (x *RunEvent_Folded) Reset() {
 	*x = RunEvent_Folded{}
-	mi := &file_runlane_v1_run_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2102,7 @@ func (x *RunEvent_Folded) String() string {
 func (*RunEvent_Folded) ProtoMessage() {}
 
 func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[18]
+	mi := &file_runlane_v1_run_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2115,7 @@ func (x *RunEvent_Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Folded.ProtoReflect.Descriptor instead.
 func (*RunEvent_Folded) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 6}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 6}
 }
 
 func (x *RunEvent_Folded) GetRunId() string {
@@ -2088,7 +2144,7 @@ type RunEvent_InputRequested struct {
 
 func (x *RunEvent_InputRequested) Reset() {
 	*x = RunEvent_InputRequested{}
-	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	mi := &file_runlane_v1_run_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2156,7 @@ func (x *RunEvent_InputRequested) String() string {
 func (*RunEvent_InputRequested) ProtoMessage() {}
 
 func (x *RunEvent_InputRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[19]
+	mi := &file_runlane_v1_run_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2169,7 @@ func (x *RunEvent_InputRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputRequested.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputRequested) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 7}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 7}
 }
 
 func (x *RunEvent_InputRequested) GetInputRequest() *InputRequest {
@@ -2134,7 +2190,7 @@ type RunEvent_InputAnswered struct {
 
 func (x *RunEvent_InputAnswered) Reset() {
 	*x = RunEvent_InputAnswered{}
-	mi := &file_runlane_v1_run_proto_msgTypes[20]
+	mi := &file_runlane_v1_run_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2202,7 @@ func (x *RunEvent_InputAnswered) String() string {
 func (*RunEvent_InputAnswered) ProtoMessage() {}
 
 func (x *RunEvent_InputAnswered) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[20]
+	mi := &file_runlane_v1_run_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2215,7 @@ func (x *RunEvent_InputAnswered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputAnswered.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputAnswered) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 8}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 8}
 }
 
 func (x *RunEvent_InputAnswered) GetInputRequestId() string {
@@ -2180,7 +2236,7 @@ type RunEvent_InputWithdrawn struct {
 
 func (x *RunEvent_InputWithdrawn) Reset() {
 	*x = RunEvent_InputWithdrawn{}
-	mi := &file_runlane_v1_run_proto_msgTypes[21]
+	mi := &file_runlane_v1_run_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2248,7 @@ func (x *RunEvent_InputWithdrawn) String() string {
 func (*RunEvent_InputWithdrawn) ProtoMessage() {}
 
 func (x *RunEvent_InputWithdrawn) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[21]
+	mi := &file_runlane_v1_run_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2261,7 @@ func (x *RunEvent_InputWithdrawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputWithdrawn.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputWithdrawn) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 9}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 9}
 }
 
 func (x *RunEvent_InputWithdrawn) GetInputRequestId() string {
@@ -2226,7 +2282,7 @@ type RunEvent_InputExpired struct {
 
 func (x *RunEvent_InputExpired) Reset() {
 	*x = RunEvent_InputExpired{}
-	mi := &file_runlane_v1_run_proto_msgTypes[22]
+	mi := &file_runlane_v1_run_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2294,7 @@ func (x *RunEvent_InputExpired) String() string {
 func (*RunEvent_InputExpired) ProtoMessage() {}
 
 func (x *RunEvent_InputExpired) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[22]
+	mi := &file_runlane_v1_run_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2307,7 @@ func (x *RunEvent_InputExpired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_InputExpired.ProtoReflect.Descriptor instead.
 func (*RunEvent_InputExpired) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 10}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 10}
 }
 
 func (x *RunEvent_InputExpired) GetInputRequestId() string {
@@ -2272,7 +2328,7 @@ type RunEvent_Resumed struct {
 
 func (x *RunEvent_Resumed) Reset() {
 	*x = RunEvent_Resumed{}
-	mi := &file_runlane_v1_run_proto_msgTypes[23]
+	mi := &file_runlane_v1_run_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2340,7 @@ func (x *RunEvent_Resumed) String() string {
 func (*RunEvent_Resumed) ProtoMessage() {}
 
 func (x *RunEvent_Resumed) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[23]
+	mi := &file_runlane_v1_run_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2353,7 @@ func (x *RunEvent_Resumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Resumed.ProtoReflect.Descriptor instead.
 func (*RunEvent_Resumed) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 11}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 11}
 }
 
 func (x *RunEvent_Resumed) GetAttempt() int32 {
@@ -2322,7 +2378,7 @@ type RunEvent_Updated struct {
 
 func (x *RunEvent_Updated) Reset() {
 	*x = RunEvent_Updated{}
-	mi := &file_runlane_v1_run_proto_msgTypes[24]
+	mi := &file_runlane_v1_run_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2390,7 @@ func (x *RunEvent_Updated) String() string {
 func (*RunEvent_Updated) ProtoMessage() {}
 
 func (x *RunEvent_Updated) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_run_proto_msgTypes[24]
+	mi := &file_runlane_v1_run_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2403,7 @@ func (x *RunEvent_Updated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent_Updated.ProtoReflect.Descriptor instead.
 func (*RunEvent_Updated) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_run_proto_rawDescGZIP(), []int{9, 12}
+	return file_runlane_v1_run_proto_rawDescGZIP(), []int{10, 12}
 }
 
 func (x *RunEvent_Updated) GetRevision() int64 {
@@ -2383,7 +2439,10 @@ const file_runlane_v1_run_proto_rawDesc = "" +
 	"\tmime_type\x18\x02 \x01(\tR\bmimeType\x12\x14\n" +
 	"\x04text\x18\x03 \x01(\tH\x00R\x04text\x12\x14\n" +
 	"\x04data\x18\x04 \x01(\fH\x00R\x04dataB\t\n" +
-	"\acontent\"<\n" +
+	"\acontent\"Y\n" +
+	"\tRunPrompt\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x128\n" +
+	"\vattachments\x18\x02 \x03(\v2\x16.runlane.v1.AttachmentR\vattachments\"<\n" +
 	"\bRunError\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\xc5\x01\n" +
@@ -2583,85 +2642,87 @@ func file_runlane_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_runlane_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_runlane_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_runlane_v1_run_proto_goTypes = []any{
 	(RunState)(0),                   // 0: runlane.v1.RunState
 	(WhenBusy)(0),                   // 1: runlane.v1.WhenBusy
 	(FinishReason)(0),               // 2: runlane.v1.FinishReason
 	(*Attachment)(nil),              // 3: runlane.v1.Attachment
-	(*RunError)(nil),                // 4: runlane.v1.RunError
-	(*Usage)(nil),                   // 5: runlane.v1.Usage
-	(*RetryPolicy)(nil),             // 6: runlane.v1.RetryPolicy
-	(*Run)(nil),                     // 7: runlane.v1.Run
-	(*RunComplete)(nil),             // 8: runlane.v1.RunComplete
-	(*ToolCall)(nil),                // 9: runlane.v1.ToolCall
-	(*ToolResult)(nil),              // 10: runlane.v1.ToolResult
-	(*Artifact)(nil),                // 11: runlane.v1.Artifact
-	(*RunEvent)(nil),                // 12: runlane.v1.RunEvent
-	(*CancelledRun)(nil),            // 13: runlane.v1.CancelledRun
-	nil,                             // 14: runlane.v1.Run.MetadataEntry
-	(*RunEvent_Accepted)(nil),       // 15: runlane.v1.RunEvent.Accepted
-	(*RunEvent_Started)(nil),        // 16: runlane.v1.RunEvent.Started
-	(*RunEvent_TextDelta)(nil),      // 17: runlane.v1.RunEvent.TextDelta
-	(*RunEvent_ReasoningDelta)(nil), // 18: runlane.v1.RunEvent.ReasoningDelta
-	(*RunEvent_Custom)(nil),         // 19: runlane.v1.RunEvent.Custom
-	(*RunEvent_Step)(nil),           // 20: runlane.v1.RunEvent.Step
-	(*RunEvent_Folded)(nil),         // 21: runlane.v1.RunEvent.Folded
-	(*RunEvent_InputRequested)(nil), // 22: runlane.v1.RunEvent.InputRequested
-	(*RunEvent_InputAnswered)(nil),  // 23: runlane.v1.RunEvent.InputAnswered
-	(*RunEvent_InputWithdrawn)(nil), // 24: runlane.v1.RunEvent.InputWithdrawn
-	(*RunEvent_InputExpired)(nil),   // 25: runlane.v1.RunEvent.InputExpired
-	(*RunEvent_Resumed)(nil),        // 26: runlane.v1.RunEvent.Resumed
-	(*RunEvent_Updated)(nil),        // 27: runlane.v1.RunEvent.Updated
-	(*durationpb.Duration)(nil),     // 28: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
-	(*InputRequest)(nil),            // 30: runlane.v1.InputRequest
+	(*RunPrompt)(nil),               // 4: runlane.v1.RunPrompt
+	(*RunError)(nil),                // 5: runlane.v1.RunError
+	(*Usage)(nil),                   // 6: runlane.v1.Usage
+	(*RetryPolicy)(nil),             // 7: runlane.v1.RetryPolicy
+	(*Run)(nil),                     // 8: runlane.v1.Run
+	(*RunComplete)(nil),             // 9: runlane.v1.RunComplete
+	(*ToolCall)(nil),                // 10: runlane.v1.ToolCall
+	(*ToolResult)(nil),              // 11: runlane.v1.ToolResult
+	(*Artifact)(nil),                // 12: runlane.v1.Artifact
+	(*RunEvent)(nil),                // 13: runlane.v1.RunEvent
+	(*CancelledRun)(nil),            // 14: runlane.v1.CancelledRun
+	nil,                             // 15: runlane.v1.Run.MetadataEntry
+	(*RunEvent_Accepted)(nil),       // 16: runlane.v1.RunEvent.Accepted
+	(*RunEvent_Started)(nil),        // 17: runlane.v1.RunEvent.Started
+	(*RunEvent_TextDelta)(nil),      // 18: runlane.v1.RunEvent.TextDelta
+	(*RunEvent_ReasoningDelta)(nil), // 19: runlane.v1.RunEvent.ReasoningDelta
+	(*RunEvent_Custom)(nil),         // 20: runlane.v1.RunEvent.Custom
+	(*RunEvent_Step)(nil),           // 21: runlane.v1.RunEvent.Step
+	(*RunEvent_Folded)(nil),         // 22: runlane.v1.RunEvent.Folded
+	(*RunEvent_InputRequested)(nil), // 23: runlane.v1.RunEvent.InputRequested
+	(*RunEvent_InputAnswered)(nil),  // 24: runlane.v1.RunEvent.InputAnswered
+	(*RunEvent_InputWithdrawn)(nil), // 25: runlane.v1.RunEvent.InputWithdrawn
+	(*RunEvent_InputExpired)(nil),   // 26: runlane.v1.RunEvent.InputExpired
+	(*RunEvent_Resumed)(nil),        // 27: runlane.v1.RunEvent.Resumed
+	(*RunEvent_Updated)(nil),        // 28: runlane.v1.RunEvent.Updated
+	(*durationpb.Duration)(nil),     // 29: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
+	(*InputRequest)(nil),            // 31: runlane.v1.InputRequest
 }
 var file_runlane_v1_run_proto_depIdxs = []int32{
-	28, // 0: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
-	28, // 1: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	0,  // 2: runlane.v1.Run.state:type_name -> runlane.v1.RunState
-	1,  // 3: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
-	14, // 4: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
-	28, // 5: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
-	29, // 6: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
-	29, // 7: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
-	29, // 8: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
-	8,  // 9: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
-	6,  // 10: runlane.v1.Run.retry_policy:type_name -> runlane.v1.RetryPolicy
-	0,  // 11: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
-	2,  // 12: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
-	4,  // 13: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
-	5,  // 14: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
-	29, // 15: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
-	29, // 16: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
-	29, // 17: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
-	29, // 18: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
-	15, // 19: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
-	16, // 20: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
-	17, // 21: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
-	18, // 22: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
-	9,  // 23: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
-	10, // 24: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
-	21, // 25: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
-	8,  // 26: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
-	11, // 27: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
-	19, // 28: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
-	20, // 29: runlane.v1.RunEvent.step:type_name -> runlane.v1.RunEvent.Step
-	22, // 30: runlane.v1.RunEvent.input_requested:type_name -> runlane.v1.RunEvent.InputRequested
-	23, // 31: runlane.v1.RunEvent.input_answered:type_name -> runlane.v1.RunEvent.InputAnswered
-	24, // 32: runlane.v1.RunEvent.input_withdrawn:type_name -> runlane.v1.RunEvent.InputWithdrawn
-	25, // 33: runlane.v1.RunEvent.input_expired:type_name -> runlane.v1.RunEvent.InputExpired
-	26, // 34: runlane.v1.RunEvent.resumed:type_name -> runlane.v1.RunEvent.Resumed
-	27, // 35: runlane.v1.RunEvent.updated:type_name -> runlane.v1.RunEvent.Updated
-	0,  // 36: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
-	30, // 37: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
-	1,  // 38: runlane.v1.RunEvent.Updated.when_busy:type_name -> runlane.v1.WhenBusy
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	3,  // 0: runlane.v1.RunPrompt.attachments:type_name -> runlane.v1.Attachment
+	29, // 1: runlane.v1.RetryPolicy.initial_backoff:type_name -> google.protobuf.Duration
+	29, // 2: runlane.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	0,  // 3: runlane.v1.Run.state:type_name -> runlane.v1.RunState
+	1,  // 4: runlane.v1.Run.when_busy:type_name -> runlane.v1.WhenBusy
+	15, // 5: runlane.v1.Run.metadata:type_name -> runlane.v1.Run.MetadataEntry
+	29, // 6: runlane.v1.Run.timeout:type_name -> google.protobuf.Duration
+	30, // 7: runlane.v1.Run.accepted_at:type_name -> google.protobuf.Timestamp
+	30, // 8: runlane.v1.Run.started_at:type_name -> google.protobuf.Timestamp
+	30, // 9: runlane.v1.Run.ended_at:type_name -> google.protobuf.Timestamp
+	9,  // 10: runlane.v1.Run.run_complete:type_name -> runlane.v1.RunComplete
+	7,  // 11: runlane.v1.Run.retry_policy:type_name -> runlane.v1.RetryPolicy
+	0,  // 12: runlane.v1.RunComplete.state:type_name -> runlane.v1.RunState
+	2,  // 13: runlane.v1.RunComplete.finish_reason:type_name -> runlane.v1.FinishReason
+	5,  // 14: runlane.v1.RunComplete.error:type_name -> runlane.v1.RunError
+	6,  // 15: runlane.v1.RunComplete.usage:type_name -> runlane.v1.Usage
+	30, // 16: runlane.v1.RunComplete.accepted_at:type_name -> google.protobuf.Timestamp
+	30, // 17: runlane.v1.RunComplete.started_at:type_name -> google.protobuf.Timestamp
+	30, // 18: runlane.v1.RunComplete.ended_at:type_name -> google.protobuf.Timestamp
+	30, // 19: runlane.v1.RunEvent.time:type_name -> google.protobuf.Timestamp
+	16, // 20: runlane.v1.RunEvent.accepted:type_name -> runlane.v1.RunEvent.Accepted
+	17, // 21: runlane.v1.RunEvent.started:type_name -> runlane.v1.RunEvent.Started
+	18, // 22: runlane.v1.RunEvent.text_delta:type_name -> runlane.v1.RunEvent.TextDelta
+	19, // 23: runlane.v1.RunEvent.reasoning_delta:type_name -> runlane.v1.RunEvent.ReasoningDelta
+	10, // 24: runlane.v1.RunEvent.tool_call:type_name -> runlane.v1.ToolCall
+	11, // 25: runlane.v1.RunEvent.tool_result:type_name -> runlane.v1.ToolResult
+	22, // 26: runlane.v1.RunEvent.folded:type_name -> runlane.v1.RunEvent.Folded
+	9,  // 27: runlane.v1.RunEvent.run_complete:type_name -> runlane.v1.RunComplete
+	12, // 28: runlane.v1.RunEvent.artifact:type_name -> runlane.v1.Artifact
+	20, // 29: runlane.v1.RunEvent.custom:type_name -> runlane.v1.RunEvent.Custom
+	21, // 30: runlane.v1.RunEvent.step:type_name -> runlane.v1.RunEvent.Step
+	23, // 31: runlane.v1.RunEvent.input_requested:type_name -> runlane.v1.RunEvent.InputRequested
+	24, // 32: runlane.v1.RunEvent.input_answered:type_name -> runlane.v1.RunEvent.InputAnswered
+	25, // 33: runlane.v1.RunEvent.input_withdrawn:type_name -> runlane.v1.RunEvent.InputWithdrawn
+	26, // 34: runlane.v1.RunEvent.input_expired:type_name -> runlane.v1.RunEvent.InputExpired
+	27, // 35: runlane.v1.RunEvent.resumed:type_name -> runlane.v1.RunEvent.Resumed
+	28, // 36: runlane.v1.RunEvent.updated:type_name -> runlane.v1.RunEvent.Updated
+	0,  // 37: runlane.v1.CancelledRun.state_when_cancelled:type_name -> runlane.v1.RunState
+	31, // 38: runlane.v1.RunEvent.InputRequested.input_request:type_name -> runlane.v1.InputRequest
+	1,  // 39: runlane.v1.RunEvent.Updated.when_busy:type_name -> runlane.v1.WhenBusy
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_proto_init() }
@@ -2674,13 +2735,13 @@ func file_runlane_v1_run_proto_init() {
 		(*Attachment_Text)(nil),
 		(*Attachment_Data)(nil),
 	}
-	file_runlane_v1_run_proto_msgTypes[8].OneofWrappers = []any{
+	file_runlane_v1_run_proto_msgTypes[9].OneofWrappers = []any{
 		(*Artifact_Text)(nil),
 		(*Artifact_Data)(nil),
 		(*Artifact_Json)(nil),
 		(*Artifact_Uri)(nil),
 	}
-	file_runlane_v1_run_proto_msgTypes[9].OneofWrappers = []any{
+	file_runlane_v1_run_proto_msgTypes[10].OneofWrappers = []any{
 		(*RunEvent_Accepted_)(nil),
 		(*RunEvent_Started_)(nil),
 		(*RunEvent_TextDelta_)(nil),
@@ -2705,7 +2766,7 @@ func file_runlane_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_run_proto_rawDesc), len(file_runlane_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1398,7 +1398,10 @@ func (x *WaitRunResponse) GetRun() *Run {
 type GetRunRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The run id.
-	RunId         string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Return the whole prompt too, as it is at the revision of the run. The text of run_complete is
+	// left out then.
+	WithPrompt    bool `protobuf:"varint,2,opt,name=with_prompt,json=withPrompt,proto3" json:"with_prompt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1440,11 +1443,20 @@ func (x *GetRunRequest) GetRunId() string {
 	return ""
 }
 
+func (x *GetRunRequest) GetWithPrompt() bool {
+	if x != nil {
+		return x.WithPrompt
+	}
+	return false
+}
+
 // The requested run.
 type GetRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The run.
-	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	Run *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	// The whole prompt. Only with with_prompt.
+	Prompt        *RunPrompt `protobuf:"bytes,2,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1482,6 +1494,13 @@ func (*GetRunResponse) Descriptor() ([]byte, []int) {
 func (x *GetRunResponse) GetRun() *Run {
 	if x != nil {
 		return x.Run
+	}
+	return nil
+}
+
+func (x *GetRunResponse) GetPrompt() *RunPrompt {
+	if x != nil {
+		return x.Prompt
 	}
 	return nil
 }
@@ -2244,11 +2263,14 @@ const file_runlane_v1_run_service_proto_rawDesc = "" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"4\n" +
 	"\x0fWaitRunResponse\x12!\n" +
-	"\x03run\x18\x01 \x01(\v2\x0f.runlane.v1.RunR\x03run\"&\n" +
+	"\x03run\x18\x01 \x01(\v2\x0f.runlane.v1.RunR\x03run\"G\n" +
 	"\rGetRunRequest\x12\x15\n" +
-	"\x06run_id\x18\x01 \x01(\tR\x05runId\"3\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1f\n" +
+	"\vwith_prompt\x18\x02 \x01(\bR\n" +
+	"withPrompt\"b\n" +
 	"\x0eGetRunResponse\x12!\n" +
-	"\x03run\x18\x01 \x01(\v2\x0f.runlane.v1.RunR\x03run\"\x88\x05\n" +
+	"\x03run\x18\x01 \x01(\v2\x0f.runlane.v1.RunR\x03run\x12-\n" +
+	"\x06prompt\x18\x02 \x01(\v2\x15.runlane.v1.RunPromptR\x06prompt\"\x88\x05\n" +
 	"\x0fListRunsRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12,\n" +
@@ -2378,11 +2400,12 @@ var file_runlane_v1_run_service_proto_goTypes = []any{
 	(*fieldmaskpb.FieldMask)(nil),                 // 37: google.protobuf.FieldMask
 	(*RunComplete)(nil),                           // 38: runlane.v1.RunComplete
 	(*RunEvent)(nil),                              // 39: runlane.v1.RunEvent
-	(RunState)(0),                                 // 40: runlane.v1.RunState
-	(*timestamppb.Timestamp)(nil),                 // 41: google.protobuf.Timestamp
-	(InputState)(0),                               // 42: runlane.v1.InputState
-	(*InputRequest)(nil),                          // 43: runlane.v1.InputRequest
-	(*Approval)(nil),                              // 44: runlane.v1.Approval
+	(*RunPrompt)(nil),                             // 40: runlane.v1.RunPrompt
+	(RunState)(0),                                 // 41: runlane.v1.RunState
+	(*timestamppb.Timestamp)(nil),                 // 42: google.protobuf.Timestamp
+	(InputState)(0),                               // 43: runlane.v1.InputState
+	(*InputRequest)(nil),                          // 44: runlane.v1.InputRequest
+	(*Approval)(nil),                              // 45: runlane.v1.Approval
 }
 var file_runlane_v1_run_service_proto_depIdxs = []int32{
 	31, // 0: runlane.v1.RunAcceptedRequest.attachments:type_name -> runlane.v1.Attachment
@@ -2408,47 +2431,48 @@ var file_runlane_v1_run_service_proto_depIdxs = []int32{
 	33, // 20: runlane.v1.WaitRunRequest.timeout:type_name -> google.protobuf.Duration
 	35, // 21: runlane.v1.WaitRunResponse.run:type_name -> runlane.v1.Run
 	35, // 22: runlane.v1.GetRunResponse.run:type_name -> runlane.v1.Run
-	40, // 23: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
-	30, // 24: runlane.v1.ListRunsRequest.metadata:type_name -> runlane.v1.ListRunsRequest.MetadataEntry
-	41, // 25: runlane.v1.ListRunsRequest.accepted_from:type_name -> google.protobuf.Timestamp
-	41, // 26: runlane.v1.ListRunsRequest.accepted_before:type_name -> google.protobuf.Timestamp
-	41, // 27: runlane.v1.ListRunsRequest.ended_from:type_name -> google.protobuf.Timestamp
-	41, // 28: runlane.v1.ListRunsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	1,  // 29: runlane.v1.ListRunsRequest.order:type_name -> runlane.v1.RunOrder
-	35, // 30: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
-	42, // 31: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
-	43, // 32: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
-	44, // 33: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
-	43, // 34: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
-	41, // 35: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	41, // 36: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
-	2,  // 37: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
-	4,  // 38: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
-	6,  // 39: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
-	10, // 40: runlane.v1.RunService.UpdateRun:input_type -> runlane.v1.UpdateRunRequest
-	12, // 41: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
-	14, // 42: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
-	16, // 43: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
-	18, // 44: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
-	20, // 45: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
-	22, // 46: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
-	24, // 47: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
-	3,  // 48: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
-	5,  // 49: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
-	8,  // 50: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
-	11, // 51: runlane.v1.RunService.UpdateRun:output_type -> runlane.v1.UpdateRunResponse
-	13, // 52: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
-	15, // 53: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
-	17, // 54: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
-	19, // 55: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
-	21, // 56: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
-	23, // 57: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
-	25, // 58: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
-	48, // [48:59] is the sub-list for method output_type
-	37, // [37:48] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	40, // 23: runlane.v1.GetRunResponse.prompt:type_name -> runlane.v1.RunPrompt
+	41, // 24: runlane.v1.ListRunsRequest.states:type_name -> runlane.v1.RunState
+	30, // 25: runlane.v1.ListRunsRequest.metadata:type_name -> runlane.v1.ListRunsRequest.MetadataEntry
+	42, // 26: runlane.v1.ListRunsRequest.accepted_from:type_name -> google.protobuf.Timestamp
+	42, // 27: runlane.v1.ListRunsRequest.accepted_before:type_name -> google.protobuf.Timestamp
+	42, // 28: runlane.v1.ListRunsRequest.ended_from:type_name -> google.protobuf.Timestamp
+	42, // 29: runlane.v1.ListRunsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	1,  // 30: runlane.v1.ListRunsRequest.order:type_name -> runlane.v1.RunOrder
+	35, // 31: runlane.v1.ListRunsResponse.runs:type_name -> runlane.v1.Run
+	43, // 32: runlane.v1.ListInputRequestsRequest.states:type_name -> runlane.v1.InputState
+	44, // 33: runlane.v1.ListInputRequestsResponse.input_requests:type_name -> runlane.v1.InputRequest
+	45, // 34: runlane.v1.AnswerInputRequest.approval:type_name -> runlane.v1.Approval
+	44, // 35: runlane.v1.AnswerInputResponse.input_request:type_name -> runlane.v1.InputRequest
+	42, // 36: runlane.v1.SubscribeRunCompleteResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	42, // 37: runlane.v1.SubscribeRunResponse.Progress.time:type_name -> google.protobuf.Timestamp
+	2,  // 38: runlane.v1.RunService.RunAccepted:input_type -> runlane.v1.RunAcceptedRequest
+	4,  // 39: runlane.v1.RunService.Cancel:input_type -> runlane.v1.CancelRequest
+	6,  // 40: runlane.v1.RunService.CancelAll:input_type -> runlane.v1.CancelAllRequest
+	10, // 41: runlane.v1.RunService.UpdateRun:input_type -> runlane.v1.UpdateRunRequest
+	12, // 42: runlane.v1.RunService.SubscribeRunComplete:input_type -> runlane.v1.SubscribeRunCompleteRequest
+	14, // 43: runlane.v1.RunService.SubscribeRun:input_type -> runlane.v1.SubscribeRunRequest
+	16, // 44: runlane.v1.RunService.WaitRun:input_type -> runlane.v1.WaitRunRequest
+	18, // 45: runlane.v1.RunService.GetRun:input_type -> runlane.v1.GetRunRequest
+	20, // 46: runlane.v1.RunService.ListRuns:input_type -> runlane.v1.ListRunsRequest
+	22, // 47: runlane.v1.RunService.ListInputRequests:input_type -> runlane.v1.ListInputRequestsRequest
+	24, // 48: runlane.v1.RunService.AnswerInput:input_type -> runlane.v1.AnswerInputRequest
+	3,  // 49: runlane.v1.RunService.RunAccepted:output_type -> runlane.v1.RunAcceptedResponse
+	5,  // 50: runlane.v1.RunService.Cancel:output_type -> runlane.v1.CancelResponse
+	8,  // 51: runlane.v1.RunService.CancelAll:output_type -> runlane.v1.CancelAllResponse
+	11, // 52: runlane.v1.RunService.UpdateRun:output_type -> runlane.v1.UpdateRunResponse
+	13, // 53: runlane.v1.RunService.SubscribeRunComplete:output_type -> runlane.v1.SubscribeRunCompleteResponse
+	15, // 54: runlane.v1.RunService.SubscribeRun:output_type -> runlane.v1.SubscribeRunResponse
+	17, // 55: runlane.v1.RunService.WaitRun:output_type -> runlane.v1.WaitRunResponse
+	19, // 56: runlane.v1.RunService.GetRun:output_type -> runlane.v1.GetRunResponse
+	21, // 57: runlane.v1.RunService.ListRuns:output_type -> runlane.v1.ListRunsResponse
+	23, // 58: runlane.v1.RunService.ListInputRequests:output_type -> runlane.v1.ListInputRequestsResponse
+	25, // 59: runlane.v1.RunService.AnswerInput:output_type -> runlane.v1.AnswerInputResponse
+	49, // [49:60] is the sub-list for method output_type
+	38, // [38:49] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_run_service_proto_init() }

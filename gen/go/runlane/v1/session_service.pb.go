@@ -827,7 +827,9 @@ type ListMessagesRequest struct {
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Return only messages of this run; empty: all. A run that joined the turn of another has only its
 	// prompt.
-	RunId         string `protobuf:"bytes,4,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	RunId string `protobuf:"bytes,4,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Return only the messages of this many latest turns, counted when the first page is read; 0: all.
+	LatestTurns   int32 `protobuf:"varint,5,opt,name=latest_turns,json=latestTurns,proto3" json:"latest_turns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -888,6 +890,13 @@ func (x *ListMessagesRequest) GetRunId() string {
 		return x.RunId
 	}
 	return ""
+}
+
+func (x *ListMessagesRequest) GetLatestTurns() int32 {
+	if x != nil {
+		return x.LatestTurns
+	}
+	return 0
 }
 
 // A page of messages.
@@ -1549,14 +1558,15 @@ const file_runlane_v1_session_service_proto_rawDesc = "" +
 	"\x14DeleteSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\"\x17\n" +
-	"\x15DeleteSessionResponse\"\x87\x01\n" +
+	"\x15DeleteSessionResponse\"\xaa\x01\n" +
 	"\x13ListMessagesRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\x12\x15\n" +
-	"\x06run_id\x18\x04 \x01(\tR\x05runId\"o\n" +
+	"\x06run_id\x18\x04 \x01(\tR\x05runId\x12!\n" +
+	"\flatest_turns\x18\x05 \x01(\x05R\vlatestTurns\"o\n" +
 	"\x14ListMessagesResponse\x12/\n" +
 	"\bmessages\x18\x01 \x03(\v2\x13.runlane.v1.MessageR\bmessages\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"u\n" +

@@ -76,6 +76,59 @@ func (WebhookEventKind) EnumDescriptor() ([]byte, []int) {
 	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{0}
 }
 
+// What the bodies of deliveries look like.
+type WebhookFormat int32
+
+const (
+	// The standard format.
+	WebhookFormat_WEBHOOK_FORMAT_UNSPECIFIED WebhookFormat = 0
+	// `type`, `timestamp` and `data`.
+	WebhookFormat_WEBHOOK_FORMAT_STANDARD WebhookFormat = 1
+	// A StreamResponse of A2A 1.0 with the status of the task, as its push notifications have it.
+	WebhookFormat_WEBHOOK_FORMAT_A2A WebhookFormat = 2
+)
+
+// Enum value maps for WebhookFormat.
+var (
+	WebhookFormat_name = map[int32]string{
+		0: "WEBHOOK_FORMAT_UNSPECIFIED",
+		1: "WEBHOOK_FORMAT_STANDARD",
+		2: "WEBHOOK_FORMAT_A2A",
+	}
+	WebhookFormat_value = map[string]int32{
+		"WEBHOOK_FORMAT_UNSPECIFIED": 0,
+		"WEBHOOK_FORMAT_STANDARD":    1,
+		"WEBHOOK_FORMAT_A2A":         2,
+	}
+)
+
+func (x WebhookFormat) Enum() *WebhookFormat {
+	p := new(WebhookFormat)
+	*p = x
+	return p
+}
+
+func (x WebhookFormat) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WebhookFormat) Descriptor() protoreflect.EnumDescriptor {
+	return file_runlane_v1_webhook_service_proto_enumTypes[1].Descriptor()
+}
+
+func (WebhookFormat) Type() protoreflect.EnumType {
+	return &file_runlane_v1_webhook_service_proto_enumTypes[1]
+}
+
+func (x WebhookFormat) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WebhookFormat.Descriptor instead.
+func (WebhookFormat) EnumDescriptor() ([]byte, []int) {
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{1}
+}
+
 // Selects events. Each criterion that is set must match.
 type WebhookFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -169,6 +222,91 @@ func (x *WebhookFilter) GetKinds() []WebhookEventKind {
 	return nil
 }
 
+// Binds a webhook to a single run. It delivers nothing but the events of that run, and is deleted ten
+// minutes after the end of the run, once they are delivered.
+type WebhookRun struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run. It need not be accepted yet, but must be within an hour.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// A name that is unique among the webhooks of the run. Creating a webhook of the same name replaces
+	// the earlier one; it goes on where that one is.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What the bodies of deliveries look like.
+	Format WebhookFormat `protobuf:"varint,3,opt,name=format,proto3,enum=runlane.v1.WebhookFormat" json:"format,omitempty"`
+	// The value of the header Authorization of each delivery: a scheme, a space and credentials.
+	// Responses have only the scheme.
+	Authorization string `protobuf:"bytes,4,opt,name=authorization,proto3" json:"authorization,omitempty"`
+	// The value of the header X-A2A-Notification-Token of each delivery. Responses do not have it.
+	NotificationToken string `protobuf:"bytes,5,opt,name=notification_token,json=notificationToken,proto3" json:"notification_token,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *WebhookRun) Reset() {
+	*x = WebhookRun{}
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WebhookRun) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WebhookRun) ProtoMessage() {}
+
+func (x *WebhookRun) ProtoReflect() protoreflect.Message {
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WebhookRun.ProtoReflect.Descriptor instead.
+func (*WebhookRun) Descriptor() ([]byte, []int) {
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WebhookRun) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *WebhookRun) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WebhookRun) GetFormat() WebhookFormat {
+	if x != nil {
+		return x.Format
+	}
+	return WebhookFormat_WEBHOOK_FORMAT_UNSPECIFIED
+}
+
+func (x *WebhookRun) GetAuthorization() string {
+	if x != nil {
+		return x.Authorization
+	}
+	return ""
+}
+
+func (x *WebhookRun) GetNotificationToken() string {
+	if x != nil {
+		return x.NotificationToken
+	}
+	return ""
+}
+
 // A webhook, and how its deliveries are doing.
 type Webhook struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -191,14 +329,16 @@ type Webhook struct {
 	// Until when the previous secret signs as well. Unset: it does not.
 	OldSecretExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=old_secret_expires_at,json=oldSecretExpiresAt,proto3" json:"old_secret_expires_at,omitempty"`
 	// How its deliveries are doing.
-	Health        *WebhookHealth `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	Health *WebhookHealth `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	// The run whose events it delivers. Unset: those of all runs.
+	Run           *WebhookRun `protobuf:"bytes,11,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[1]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -210,7 +350,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[1]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -223,7 +363,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{1}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Webhook) GetWebhookId() string {
@@ -296,6 +436,13 @@ func (x *Webhook) GetHealth() *WebhookHealth {
 	return nil
 }
 
+func (x *Webhook) GetRun() *WebhookRun {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
 // How the deliveries of a webhook are doing. It is at most a second old.
 type WebhookHealth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -334,7 +481,7 @@ type WebhookHealth struct {
 
 func (x *WebhookHealth) Reset() {
 	*x = WebhookHealth{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[2]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +493,7 @@ func (x *WebhookHealth) String() string {
 func (*WebhookHealth) ProtoMessage() {}
 
 func (x *WebhookHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[2]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +506,7 @@ func (x *WebhookHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WebhookHealth.ProtoReflect.Descriptor instead.
 func (*WebhookHealth) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{2}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *WebhookHealth) GetDisabledReason() string {
@@ -465,14 +612,17 @@ type CreateWebhookRequest struct {
 	// Whether deliveries have the whole RunComplete or InputRequest.
 	Full bool `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
 	// Whether it starts disabled.
-	Disabled      bool `protobuf:"varint,5,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Disabled bool `protobuf:"varint,5,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	// Binds it to a single run; callers who start runs may do this too. A tenant has at most 1,000 such
+	// webhooks, and a run 10. Unset: it delivers the events of all runs.
+	Run           *WebhookRun `protobuf:"bytes,6,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[3]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +634,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[3]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +647,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{3}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CreateWebhookRequest) GetUrl() string {
@@ -535,6 +685,13 @@ func (x *CreateWebhookRequest) GetDisabled() bool {
 	return false
 }
 
+func (x *CreateWebhookRequest) GetRun() *WebhookRun {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
 // The created webhook.
 type CreateWebhookResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -548,7 +705,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[4]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +717,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[4]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +730,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{4}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -601,7 +758,7 @@ type GetWebhookRequest struct {
 
 func (x *GetWebhookRequest) Reset() {
 	*x = GetWebhookRequest{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[5]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +770,7 @@ func (x *GetWebhookRequest) String() string {
 func (*GetWebhookRequest) ProtoMessage() {}
 
 func (x *GetWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[5]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +783,7 @@ func (x *GetWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWebhookRequest.ProtoReflect.Descriptor instead.
 func (*GetWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{5}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetWebhookRequest) GetWebhookId() string {
@@ -647,7 +804,7 @@ type GetWebhookResponse struct {
 
 func (x *GetWebhookResponse) Reset() {
 	*x = GetWebhookResponse{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[6]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +816,7 @@ func (x *GetWebhookResponse) String() string {
 func (*GetWebhookResponse) ProtoMessage() {}
 
 func (x *GetWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[6]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +829,7 @@ func (x *GetWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWebhookResponse.ProtoReflect.Descriptor instead.
 func (*GetWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{6}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetWebhookResponse) GetWebhook() *Webhook {
@@ -688,14 +845,16 @@ type ListWebhooksRequest struct {
 	// Maximum number of webhooks per page; 0: 50; larger values are capped at 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the previous page; empty: first page.
-	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only the webhooks of this run. Empty: all.
+	RunId         string `protobuf:"bytes,3,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +866,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[7]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +879,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{7}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListWebhooksRequest) GetPageSize() int32 {
@@ -733,6 +892,13 @@ func (x *ListWebhooksRequest) GetPageSize() int32 {
 func (x *ListWebhooksRequest) GetPageToken() string {
 	if x != nil {
 		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListWebhooksRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
 	}
 	return ""
 }
@@ -750,7 +916,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +928,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[8]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +941,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{8}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -815,7 +981,7 @@ type UpdateWebhookRequest struct {
 
 func (x *UpdateWebhookRequest) Reset() {
 	*x = UpdateWebhookRequest{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +993,7 @@ func (x *UpdateWebhookRequest) String() string {
 func (*UpdateWebhookRequest) ProtoMessage() {}
 
 func (x *UpdateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[9]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +1006,7 @@ func (x *UpdateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*UpdateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{9}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateWebhookRequest) GetWebhookId() string {
@@ -903,7 +1069,7 @@ type UpdateWebhookResponse struct {
 
 func (x *UpdateWebhookResponse) Reset() {
 	*x = UpdateWebhookResponse{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1081,7 @@ func (x *UpdateWebhookResponse) String() string {
 func (*UpdateWebhookResponse) ProtoMessage() {}
 
 func (x *UpdateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[10]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1094,7 @@ func (x *UpdateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*UpdateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{10}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpdateWebhookResponse) GetWebhook() *Webhook {
@@ -949,7 +1115,7 @@ type DeleteWebhookRequest struct {
 
 func (x *DeleteWebhookRequest) Reset() {
 	*x = DeleteWebhookRequest{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1127,7 @@ func (x *DeleteWebhookRequest) String() string {
 func (*DeleteWebhookRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[11]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1140,7 @@ func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{11}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteWebhookRequest) GetWebhookId() string {
@@ -993,7 +1159,7 @@ type DeleteWebhookResponse struct {
 
 func (x *DeleteWebhookResponse) Reset() {
 	*x = DeleteWebhookResponse{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[12]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1171,7 @@ func (x *DeleteWebhookResponse) String() string {
 func (*DeleteWebhookResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[12]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1184,7 @@ func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{12}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{13}
 }
 
 // Request to deliver again.
@@ -1039,7 +1205,7 @@ type RedeliverWebhookRequest struct {
 
 func (x *RedeliverWebhookRequest) Reset() {
 	*x = RedeliverWebhookRequest{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1217,7 @@ func (x *RedeliverWebhookRequest) String() string {
 func (*RedeliverWebhookRequest) ProtoMessage() {}
 
 func (x *RedeliverWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[13]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1230,7 @@ func (x *RedeliverWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeliverWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RedeliverWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{13}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RedeliverWebhookRequest) GetWebhookId() string {
@@ -1129,7 +1295,7 @@ type RedeliverWebhookResponse struct {
 
 func (x *RedeliverWebhookResponse) Reset() {
 	*x = RedeliverWebhookResponse{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[14]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1307,7 @@ func (x *RedeliverWebhookResponse) String() string {
 func (*RedeliverWebhookResponse) ProtoMessage() {}
 
 func (x *RedeliverWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[14]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1320,7 @@ func (x *RedeliverWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeliverWebhookResponse.ProtoReflect.Descriptor instead.
 func (*RedeliverWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{14}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RedeliverWebhookResponse) GetWebhook() *Webhook {
@@ -1179,7 +1345,7 @@ type RotateWebhookSecretRequest struct {
 
 func (x *RotateWebhookSecretRequest) Reset() {
 	*x = RotateWebhookSecretRequest{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[15]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1357,7 @@ func (x *RotateWebhookSecretRequest) String() string {
 func (*RotateWebhookSecretRequest) ProtoMessage() {}
 
 func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[15]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1370,7 @@ func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{15}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RotateWebhookSecretRequest) GetWebhookId() string {
@@ -1241,7 +1407,7 @@ type RotateWebhookSecretResponse struct {
 
 func (x *RotateWebhookSecretResponse) Reset() {
 	*x = RotateWebhookSecretResponse{}
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[16]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1419,7 @@ func (x *RotateWebhookSecretResponse) String() string {
 func (*RotateWebhookSecretResponse) ProtoMessage() {}
 
 func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runlane_v1_webhook_service_proto_msgTypes[16]
+	mi := &file_runlane_v1_webhook_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1432,7 @@ func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
-	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{16}
+	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RotateWebhookSecretResponse) GetWebhook() *Webhook {
@@ -1299,7 +1465,14 @@ const file_runlane_v1_webhook_service_proto_rawDesc = "" +
 	"\x05kinds\x18\x06 \x03(\x0e2\x1c.runlane.v1.WebhookEventKindR\x05kinds\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa7\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbf\x01\n" +
+	"\n" +
+	"WebhookRun\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x121\n" +
+	"\x06format\x18\x03 \x01(\x0e2\x19.runlane.v1.WebhookFormatR\x06format\x12$\n" +
+	"\rauthorization\x18\x04 \x01(\tR\rauthorization\x12-\n" +
+	"\x12notification_token\x18\x05 \x01(\tR\x11notificationToken\"\xd1\x03\n" +
 	"\aWebhook\x12\x1d\n" +
 	"\n" +
 	"webhook_id\x18\x01 \x01(\tR\twebhookId\x12\x10\n" +
@@ -1314,7 +1487,8 @@ const file_runlane_v1_webhook_service_proto_rawDesc = "" +
 	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12M\n" +
 	"\x15old_secret_expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x12oldSecretExpiresAt\x121\n" +
 	"\x06health\x18\n" +
-	" \x01(\v2\x19.runlane.v1.WebhookHealthR\x06health\"\xcf\x04\n" +
+	" \x01(\v2\x19.runlane.v1.WebhookHealthR\x06health\x12(\n" +
+	"\x03run\x18\v \x01(\v2\x16.runlane.v1.WebhookRunR\x03run\"\xcf\x04\n" +
 	"\rWebhookHealth\x12'\n" +
 	"\x0fdisabled_reason\x18\x01 \x01(\tR\x0edisabledReason\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12#\n" +
@@ -1330,13 +1504,14 @@ const file_runlane_v1_webhook_service_proto_rawDesc = "" +
 	" \x01(\x03R\tdelivered\x12\x19\n" +
 	"\bgiven_up\x18\v \x01(\x03R\agivenUp\x12=\n" +
 	"\fcompacted_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\vcompactedAt\x12\x1c\n" +
-	"\tconfirmed\x18\r \x01(\bR\tconfirmed\"\xa3\x01\n" +
+	"\tconfirmed\x18\r \x01(\bR\tconfirmed\"\xcd\x01\n" +
 	"\x14CreateWebhookRequest\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x121\n" +
 	"\x06filter\x18\x03 \x01(\v2\x19.runlane.v1.WebhookFilterR\x06filter\x12\x12\n" +
 	"\x04full\x18\x04 \x01(\bR\x04full\x12\x1a\n" +
-	"\bdisabled\x18\x05 \x01(\bR\bdisabled\"^\n" +
+	"\bdisabled\x18\x05 \x01(\bR\bdisabled\x12(\n" +
+	"\x03run\x18\x06 \x01(\v2\x16.runlane.v1.WebhookRunR\x03run\"^\n" +
 	"\x15CreateWebhookResponse\x12-\n" +
 	"\awebhook\x18\x01 \x01(\v2\x13.runlane.v1.WebhookR\awebhook\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\"2\n" +
@@ -1344,11 +1519,12 @@ const file_runlane_v1_webhook_service_proto_rawDesc = "" +
 	"\n" +
 	"webhook_id\x18\x01 \x01(\tR\twebhookId\"C\n" +
 	"\x12GetWebhookResponse\x12-\n" +
-	"\awebhook\x18\x01 \x01(\v2\x13.runlane.v1.WebhookR\awebhook\"Q\n" +
+	"\awebhook\x18\x01 \x01(\v2\x13.runlane.v1.WebhookR\awebhook\"h\n" +
 	"\x13ListWebhooksRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\"o\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x15\n" +
+	"\x06run_id\x18\x03 \x01(\tR\x05runId\"o\n" +
 	"\x14ListWebhooksResponse\x12/\n" +
 	"\bwebhooks\x18\x01 \x03(\v2\x13.runlane.v1.WebhookR\bwebhooks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xf9\x01\n" +
@@ -1388,7 +1564,11 @@ const file_runlane_v1_webhook_service_proto_rawDesc = "" +
 	"\x10WebhookEventKind\x12\"\n" +
 	"\x1eWEBHOOK_EVENT_KIND_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cWEBHOOK_EVENT_KIND_RUN_ENDED\x10\x01\x12&\n" +
-	"\"WEBHOOK_EVENT_KIND_INPUT_REQUESTED\x10\x022\xf9\x04\n" +
+	"\"WEBHOOK_EVENT_KIND_INPUT_REQUESTED\x10\x02*d\n" +
+	"\rWebhookFormat\x12\x1e\n" +
+	"\x1aWEBHOOK_FORMAT_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17WEBHOOK_FORMAT_STANDARD\x10\x01\x12\x16\n" +
+	"\x12WEBHOOK_FORMAT_A2A\x10\x022\xf9\x04\n" +
 	"\x0eWebhookService\x12T\n" +
 	"\rCreateWebhook\x12 .runlane.v1.CreateWebhookRequest\x1a!.runlane.v1.CreateWebhookResponse\x12K\n" +
 	"\n" +
@@ -1411,74 +1591,79 @@ func file_runlane_v1_webhook_service_proto_rawDescGZIP() []byte {
 	return file_runlane_v1_webhook_service_proto_rawDescData
 }
 
-var file_runlane_v1_webhook_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runlane_v1_webhook_service_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_runlane_v1_webhook_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_runlane_v1_webhook_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_runlane_v1_webhook_service_proto_goTypes = []any{
 	(WebhookEventKind)(0),               // 0: runlane.v1.WebhookEventKind
-	(*WebhookFilter)(nil),               // 1: runlane.v1.WebhookFilter
-	(*Webhook)(nil),                     // 2: runlane.v1.Webhook
-	(*WebhookHealth)(nil),               // 3: runlane.v1.WebhookHealth
-	(*CreateWebhookRequest)(nil),        // 4: runlane.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),       // 5: runlane.v1.CreateWebhookResponse
-	(*GetWebhookRequest)(nil),           // 6: runlane.v1.GetWebhookRequest
-	(*GetWebhookResponse)(nil),          // 7: runlane.v1.GetWebhookResponse
-	(*ListWebhooksRequest)(nil),         // 8: runlane.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),        // 9: runlane.v1.ListWebhooksResponse
-	(*UpdateWebhookRequest)(nil),        // 10: runlane.v1.UpdateWebhookRequest
-	(*UpdateWebhookResponse)(nil),       // 11: runlane.v1.UpdateWebhookResponse
-	(*DeleteWebhookRequest)(nil),        // 12: runlane.v1.DeleteWebhookRequest
-	(*DeleteWebhookResponse)(nil),       // 13: runlane.v1.DeleteWebhookResponse
-	(*RedeliverWebhookRequest)(nil),     // 14: runlane.v1.RedeliverWebhookRequest
-	(*RedeliverWebhookResponse)(nil),    // 15: runlane.v1.RedeliverWebhookResponse
-	(*RotateWebhookSecretRequest)(nil),  // 16: runlane.v1.RotateWebhookSecretRequest
-	(*RotateWebhookSecretResponse)(nil), // 17: runlane.v1.RotateWebhookSecretResponse
-	nil,                                 // 18: runlane.v1.WebhookFilter.LabelsEntry
-	(RunState)(0),                       // 19: runlane.v1.RunState
-	(*timestamppb.Timestamp)(nil),       // 20: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),       // 21: google.protobuf.FieldMask
+	(WebhookFormat)(0),                  // 1: runlane.v1.WebhookFormat
+	(*WebhookFilter)(nil),               // 2: runlane.v1.WebhookFilter
+	(*WebhookRun)(nil),                  // 3: runlane.v1.WebhookRun
+	(*Webhook)(nil),                     // 4: runlane.v1.Webhook
+	(*WebhookHealth)(nil),               // 5: runlane.v1.WebhookHealth
+	(*CreateWebhookRequest)(nil),        // 6: runlane.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 7: runlane.v1.CreateWebhookResponse
+	(*GetWebhookRequest)(nil),           // 8: runlane.v1.GetWebhookRequest
+	(*GetWebhookResponse)(nil),          // 9: runlane.v1.GetWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 10: runlane.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 11: runlane.v1.ListWebhooksResponse
+	(*UpdateWebhookRequest)(nil),        // 12: runlane.v1.UpdateWebhookRequest
+	(*UpdateWebhookResponse)(nil),       // 13: runlane.v1.UpdateWebhookResponse
+	(*DeleteWebhookRequest)(nil),        // 14: runlane.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 15: runlane.v1.DeleteWebhookResponse
+	(*RedeliverWebhookRequest)(nil),     // 16: runlane.v1.RedeliverWebhookRequest
+	(*RedeliverWebhookResponse)(nil),    // 17: runlane.v1.RedeliverWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 18: runlane.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 19: runlane.v1.RotateWebhookSecretResponse
+	nil,                                 // 20: runlane.v1.WebhookFilter.LabelsEntry
+	(RunState)(0),                       // 21: runlane.v1.RunState
+	(*timestamppb.Timestamp)(nil),       // 22: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),       // 23: google.protobuf.FieldMask
 }
 var file_runlane_v1_webhook_service_proto_depIdxs = []int32{
-	18, // 0: runlane.v1.WebhookFilter.labels:type_name -> runlane.v1.WebhookFilter.LabelsEntry
-	19, // 1: runlane.v1.WebhookFilter.states:type_name -> runlane.v1.RunState
+	20, // 0: runlane.v1.WebhookFilter.labels:type_name -> runlane.v1.WebhookFilter.LabelsEntry
+	21, // 1: runlane.v1.WebhookFilter.states:type_name -> runlane.v1.RunState
 	0,  // 2: runlane.v1.WebhookFilter.kinds:type_name -> runlane.v1.WebhookEventKind
-	1,  // 3: runlane.v1.Webhook.filter:type_name -> runlane.v1.WebhookFilter
-	20, // 4: runlane.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	20, // 5: runlane.v1.Webhook.updated_at:type_name -> google.protobuf.Timestamp
-	20, // 6: runlane.v1.Webhook.old_secret_expires_at:type_name -> google.protobuf.Timestamp
-	3,  // 7: runlane.v1.Webhook.health:type_name -> runlane.v1.WebhookHealth
-	20, // 8: runlane.v1.WebhookHealth.failing_since:type_name -> google.protobuf.Timestamp
-	20, // 9: runlane.v1.WebhookHealth.next_attempt_at:type_name -> google.protobuf.Timestamp
-	20, // 10: runlane.v1.WebhookHealth.last_error_at:type_name -> google.protobuf.Timestamp
-	20, // 11: runlane.v1.WebhookHealth.last_success_at:type_name -> google.protobuf.Timestamp
-	20, // 12: runlane.v1.WebhookHealth.compacted_at:type_name -> google.protobuf.Timestamp
-	1,  // 13: runlane.v1.CreateWebhookRequest.filter:type_name -> runlane.v1.WebhookFilter
-	2,  // 14: runlane.v1.CreateWebhookResponse.webhook:type_name -> runlane.v1.Webhook
-	2,  // 15: runlane.v1.GetWebhookResponse.webhook:type_name -> runlane.v1.Webhook
-	2,  // 16: runlane.v1.ListWebhooksResponse.webhooks:type_name -> runlane.v1.Webhook
-	21, // 17: runlane.v1.UpdateWebhookRequest.update_mask:type_name -> google.protobuf.FieldMask
-	1,  // 18: runlane.v1.UpdateWebhookRequest.filter:type_name -> runlane.v1.WebhookFilter
-	2,  // 19: runlane.v1.UpdateWebhookResponse.webhook:type_name -> runlane.v1.Webhook
-	2,  // 20: runlane.v1.RedeliverWebhookResponse.webhook:type_name -> runlane.v1.Webhook
-	2,  // 21: runlane.v1.RotateWebhookSecretResponse.webhook:type_name -> runlane.v1.Webhook
-	4,  // 22: runlane.v1.WebhookService.CreateWebhook:input_type -> runlane.v1.CreateWebhookRequest
-	6,  // 23: runlane.v1.WebhookService.GetWebhook:input_type -> runlane.v1.GetWebhookRequest
-	8,  // 24: runlane.v1.WebhookService.ListWebhooks:input_type -> runlane.v1.ListWebhooksRequest
-	10, // 25: runlane.v1.WebhookService.UpdateWebhook:input_type -> runlane.v1.UpdateWebhookRequest
-	12, // 26: runlane.v1.WebhookService.DeleteWebhook:input_type -> runlane.v1.DeleteWebhookRequest
-	14, // 27: runlane.v1.WebhookService.RedeliverWebhook:input_type -> runlane.v1.RedeliverWebhookRequest
-	16, // 28: runlane.v1.WebhookService.RotateWebhookSecret:input_type -> runlane.v1.RotateWebhookSecretRequest
-	5,  // 29: runlane.v1.WebhookService.CreateWebhook:output_type -> runlane.v1.CreateWebhookResponse
-	7,  // 30: runlane.v1.WebhookService.GetWebhook:output_type -> runlane.v1.GetWebhookResponse
-	9,  // 31: runlane.v1.WebhookService.ListWebhooks:output_type -> runlane.v1.ListWebhooksResponse
-	11, // 32: runlane.v1.WebhookService.UpdateWebhook:output_type -> runlane.v1.UpdateWebhookResponse
-	13, // 33: runlane.v1.WebhookService.DeleteWebhook:output_type -> runlane.v1.DeleteWebhookResponse
-	15, // 34: runlane.v1.WebhookService.RedeliverWebhook:output_type -> runlane.v1.RedeliverWebhookResponse
-	17, // 35: runlane.v1.WebhookService.RotateWebhookSecret:output_type -> runlane.v1.RotateWebhookSecretResponse
-	29, // [29:36] is the sub-list for method output_type
-	22, // [22:29] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	1,  // 3: runlane.v1.WebhookRun.format:type_name -> runlane.v1.WebhookFormat
+	2,  // 4: runlane.v1.Webhook.filter:type_name -> runlane.v1.WebhookFilter
+	22, // 5: runlane.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	22, // 6: runlane.v1.Webhook.updated_at:type_name -> google.protobuf.Timestamp
+	22, // 7: runlane.v1.Webhook.old_secret_expires_at:type_name -> google.protobuf.Timestamp
+	5,  // 8: runlane.v1.Webhook.health:type_name -> runlane.v1.WebhookHealth
+	3,  // 9: runlane.v1.Webhook.run:type_name -> runlane.v1.WebhookRun
+	22, // 10: runlane.v1.WebhookHealth.failing_since:type_name -> google.protobuf.Timestamp
+	22, // 11: runlane.v1.WebhookHealth.next_attempt_at:type_name -> google.protobuf.Timestamp
+	22, // 12: runlane.v1.WebhookHealth.last_error_at:type_name -> google.protobuf.Timestamp
+	22, // 13: runlane.v1.WebhookHealth.last_success_at:type_name -> google.protobuf.Timestamp
+	22, // 14: runlane.v1.WebhookHealth.compacted_at:type_name -> google.protobuf.Timestamp
+	2,  // 15: runlane.v1.CreateWebhookRequest.filter:type_name -> runlane.v1.WebhookFilter
+	3,  // 16: runlane.v1.CreateWebhookRequest.run:type_name -> runlane.v1.WebhookRun
+	4,  // 17: runlane.v1.CreateWebhookResponse.webhook:type_name -> runlane.v1.Webhook
+	4,  // 18: runlane.v1.GetWebhookResponse.webhook:type_name -> runlane.v1.Webhook
+	4,  // 19: runlane.v1.ListWebhooksResponse.webhooks:type_name -> runlane.v1.Webhook
+	23, // 20: runlane.v1.UpdateWebhookRequest.update_mask:type_name -> google.protobuf.FieldMask
+	2,  // 21: runlane.v1.UpdateWebhookRequest.filter:type_name -> runlane.v1.WebhookFilter
+	4,  // 22: runlane.v1.UpdateWebhookResponse.webhook:type_name -> runlane.v1.Webhook
+	4,  // 23: runlane.v1.RedeliverWebhookResponse.webhook:type_name -> runlane.v1.Webhook
+	4,  // 24: runlane.v1.RotateWebhookSecretResponse.webhook:type_name -> runlane.v1.Webhook
+	6,  // 25: runlane.v1.WebhookService.CreateWebhook:input_type -> runlane.v1.CreateWebhookRequest
+	8,  // 26: runlane.v1.WebhookService.GetWebhook:input_type -> runlane.v1.GetWebhookRequest
+	10, // 27: runlane.v1.WebhookService.ListWebhooks:input_type -> runlane.v1.ListWebhooksRequest
+	12, // 28: runlane.v1.WebhookService.UpdateWebhook:input_type -> runlane.v1.UpdateWebhookRequest
+	14, // 29: runlane.v1.WebhookService.DeleteWebhook:input_type -> runlane.v1.DeleteWebhookRequest
+	16, // 30: runlane.v1.WebhookService.RedeliverWebhook:input_type -> runlane.v1.RedeliverWebhookRequest
+	18, // 31: runlane.v1.WebhookService.RotateWebhookSecret:input_type -> runlane.v1.RotateWebhookSecretRequest
+	7,  // 32: runlane.v1.WebhookService.CreateWebhook:output_type -> runlane.v1.CreateWebhookResponse
+	9,  // 33: runlane.v1.WebhookService.GetWebhook:output_type -> runlane.v1.GetWebhookResponse
+	11, // 34: runlane.v1.WebhookService.ListWebhooks:output_type -> runlane.v1.ListWebhooksResponse
+	13, // 35: runlane.v1.WebhookService.UpdateWebhook:output_type -> runlane.v1.UpdateWebhookResponse
+	15, // 36: runlane.v1.WebhookService.DeleteWebhook:output_type -> runlane.v1.DeleteWebhookResponse
+	17, // 37: runlane.v1.WebhookService.RedeliverWebhook:output_type -> runlane.v1.RedeliverWebhookResponse
+	19, // 38: runlane.v1.WebhookService.RotateWebhookSecret:output_type -> runlane.v1.RotateWebhookSecretResponse
+	32, // [32:39] is the sub-list for method output_type
+	25, // [25:32] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_runlane_v1_webhook_service_proto_init() }
@@ -1487,7 +1672,7 @@ func file_runlane_v1_webhook_service_proto_init() {
 		return
 	}
 	file_runlane_v1_run_proto_init()
-	file_runlane_v1_webhook_service_proto_msgTypes[13].OneofWrappers = []any{
+	file_runlane_v1_webhook_service_proto_msgTypes[14].OneofWrappers = []any{
 		(*RedeliverWebhookRequest_Cursor)(nil),
 		(*RedeliverWebhookRequest_FromBeginning)(nil),
 	}
@@ -1496,8 +1681,8 @@ func file_runlane_v1_webhook_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runlane_v1_webhook_service_proto_rawDesc), len(file_runlane_v1_webhook_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   18,
+			NumEnums:      2,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -102,7 +102,8 @@ export class Turn {
    * Does a piece of work once per run, also if an attempt is repeated: returns the result that an earlier
    * attempt has stored, or calls `work` and makes its result durable (W12). A key has 1 to 128 bytes.
    */
-  async step<T>(key: string, work: () => T | Promise<T>): Promise<T> {
+  async step<T>(name: string, work: () => T | Promise<T>): Promise<T> {
+    const key = wellFormed(name);
     const found = await this.attempt.ask<string | undefined>(`step ${key}`, { $case: 'findStep', value: { key } });
     if (found !== undefined) return JSON.parse(found) as T;
     const result = await work();
@@ -118,6 +119,7 @@ export class Turn {
    */
   async ask(...questions: Partial<Question>[]): Promise<InputAnswer[]> {
     const asked = questions.map((one) => this.attempt.keyed(Question.fromPartial(one)));
+    for (const one of asked) one.key = wellFormed(one.key);
     const name = asked.map((one) => one.key).join('\n');
     return this.attempt.ask<InputAnswer[]>(`ask ${name}`, { $case: 'ask', value: { questions: asked, checkpoint: '' } });
   }
@@ -126,6 +128,11 @@ export class Turn {
 /** JSON has no undefined; what has no value is null. */
 function toJson(value: unknown): string {
   return (JSON.stringify(value) as string | undefined) ?? 'null';
+}
+
+/** A text as it is sent: a lone half of a character becomes U+FFFD. The server answers with that. */
+function wellFormed(text: string): string {
+  return Buffer.from(text).toString();
 }
 
 /** A text in pieces that fit into an event. */

@@ -313,7 +313,7 @@ def valid_arguments(args: str | Mapping[str, Any] | None) -> str | dict[str, Any
     """Arguments as a JSON object. Anything else is kept as text under the key `INVALID_JSON`."""
     if not args:
         return "{}"
-    text = args if isinstance(args, str) else json.dumps(args, default=str)
+    text = args if isinstance(args, str) else json.dumps(args, default=str, ensure_ascii=False)
     text = clean_text(text)
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -321,7 +321,7 @@ def valid_arguments(args: str | Mapping[str, Any] | None) -> str | dict[str, Any
             return args if isinstance(args, dict) else text
     except (ValueError, RecursionError):
         pass
-    return json.dumps({INVALID_JSON: text})
+    return json.dumps({INVALID_JSON: text}, ensure_ascii=False)
 
 
 def _finite(number: str) -> float:

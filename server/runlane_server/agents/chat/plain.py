@@ -3,14 +3,18 @@
 It costs a twentieth of what the SDK and pydantic-ai need for a chunk. It reads nothing else: of
 everything that has a second meaning, or another type, it says `Odd`, and pydantic-ai then reads the
 answer again from its beginning (see `replay`). So each oddity is handled at one place only.
+
+The chunks of most endpoints differ only in the text, so a chunk that is the last one with another
+text is not parsed (see `_Frame`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_ai.messages import ModelResponse, ModelResponsePart, TextPart, ThinkingPart
 
@@ -92,6 +96,46 @@ class _Segment:
         return "".join(self.pieces)
 
 
+_CONTENT = re.compile(r'"content"\s*:\s*"')
+
+MAX_FRAMES = 16
+"""Some endpoints pad each chunk with noise: no more frames are tried in one answer."""
+
+
+class _Frame(NamedTuple):
+    """A chunk without the text that it adds.
+
+    A chunk with the same frame and a text without quotes, escapes and control characters is the
+    same JSON but for that text.
+    """
+
+    head: str
+    tail: str
+
+    @classmethod
+    def of(cls, data: str, text: str) -> _Frame | None:
+        """The frame of a chunk whose only piece is this content; None if it is not certain which
+        part of the chunk the content is."""
+        found = _CONTENT.search(data)
+        if found is None or data.count('"content"') > 1 or "\\" in data or not _is_literal(text):
+            return None
+        head, rest = data[: found.end()], data[found.end() :]
+        return cls(head, rest[len(text) :]) if rest.startswith(f'{text}"') else None
+
+    def text(self, data: str) -> str:
+        """The text of a chunk; empty if the chunk has another frame."""
+        head, tail = self
+        if not (data.startswith(head) and data.endswith(tail)):
+            return ""
+        text = data[len(head) : len(data) - len(tail)]
+        return text if _is_literal(text) else ""
+
+
+def _is_literal(text: str) -> bool:
+    """Whether JSON has the text as it is, within quotes."""
+    return text.isprintable() and '"' not in text and "\\" not in text
+
+
 class PlainAnswer:
     """An answer as far as it was read.
 
@@ -109,9 +153,18 @@ class PlainAnswer:
         self._created = 0
         self._finish = ""
         self._usage: Mapping[str, Any] | None = None
+        self._frame: _Frame | None = None
+        self._frames = 0
 
     def take(self, data: str) -> list[TextDelta | ReasoningDelta]:
         """Reads the data of an event. Raises Odd, and then has read nothing of it."""
+        if self._frame is not None and (text := self._frame.text(data)):
+            # All that it says besides was said by the chunk before.
+            delta = self._add("content", text)
+            return [] if delta is None else [delta]
+        return self._parse(data)
+
+    def _parse(self, data: str) -> list[TextDelta | ReasoningDelta]:
         try:
             chunk = json.loads(data)
         except (ValueError, RecursionError) as exc:
@@ -126,7 +179,15 @@ class PlainAnswer:
         self.model, self._created = model or self.model, created
         if given is not None:
             self._usage, self.usage = given, usage
+        self._keep_frame(data, pieces)
         return [delta for name, text in pieces if (delta := self._add(name, text)) is not None]
+
+    def _keep_frame(self, data: str, pieces: list[tuple[str, str]]) -> None:
+        self._frame = None
+        match pieces:
+            case [("content", text)] if self._frames < MAX_FRAMES:
+                self._frames += 1
+                self._frame = _Frame.of(data, text)
 
     def _pieces(self, choices: object) -> list[tuple[str, str]]:
         """The fields with text in the first choice."""

@@ -10,6 +10,7 @@ the server, which has threads and much memory.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import subprocess
 import sys
@@ -27,6 +28,10 @@ _SCRIPT = (
     "from runlane_server.agents.command.guardian_process import main; main()"
 )
 
+
+_REPLACED = {errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ETOOMANYREFS}
+"""Errors from a guardian that was killed or does not read. The last one: the kernel keeps as many
+unread files per user as a process may open, except for root."""
 
 _NO_VARIABLES: dict[str, str] = {}
 """The server's variables have secrets, and the guardian needs none of them."""
@@ -81,7 +86,9 @@ class Guardian:
         try:
             self.start()
             self._send(files)
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        except OSError as error:
+            if error.errno not in _REPLACED:
+                raise
             self.stop()
             self.start()
             self._send(files)

@@ -136,9 +136,11 @@ class ScriptedAgent:
 def _answer(value: object) -> str:
     """An answer as text: of an approval, the verdict and the arguments."""
     if isinstance(value, Approval):
-        arguments = json.dumps(value.arguments, sort_keys=True)
+        arguments = json.dumps(value.arguments, sort_keys=True, ensure_ascii=False)
         return f"{'approved' if value else 'denied'} {arguments}"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _event(step: Step) -> AgentEvent:
@@ -165,7 +167,7 @@ async def _fact(name: str, turn: Turn) -> str:
         case "history":
             return "\n".join(_line(message) for message in await turn.history())
         case "metadata":
-            return json.dumps(dict(turn.metadata), sort_keys=True)
+            return json.dumps(dict(turn.metadata), sort_keys=True, ensure_ascii=False)
         case "run_id":
             return turn.run_id
         case _:

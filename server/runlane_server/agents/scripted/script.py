@@ -99,7 +99,7 @@ def _fact(value: object) -> str:
 
 def _tool_call(value: object) -> ToolCall:
     fields = _object(value)
-    arguments = json.dumps(_object(fields.get("arguments", {})))
+    arguments = json.dumps(_object(fields.get("arguments", {})), ensure_ascii=False)
     return ToolCall(_text(fields["id"]), _text(fields["name"]), arguments)
 
 

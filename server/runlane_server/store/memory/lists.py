@@ -34,7 +34,7 @@ def matching_runs(
 ) -> Sequence[tuple[ListPlace, Run]]:
     """The runs of a list, in no order."""
     return [
-        (_place_of(row.number, row.run, wanted), _without_text(row.shown))
+        (_place_of(row.number, row.run, wanted), row.shown.without_text)
         for key, row in tables.runs.items()
         if key.tenant == tenant
         and wanted.matches(row.run)
@@ -59,12 +59,6 @@ def matching_sessions(
         for key, row in tables.sessions.items()
         if key.tenant == tenant and wanted.matches(row.session)
     ]
-
-
-def _without_text(run: Run) -> Run:
-    if run.complete is None:
-        return run
-    return run._replace(complete=run.complete._replace(text="", text_truncated=False, result=""))
 
 
 def _page(

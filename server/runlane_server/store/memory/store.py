@@ -22,6 +22,7 @@ from runlane_server.core.model import (
     RunComplete,
     RunEvent,
     RunKey,
+    RunState,
     Session,
     SessionKey,
 )
@@ -410,7 +411,9 @@ class MemoryStore:
 def _busy(lane: Lane) -> BusySession:
     agents = {run.agent for run in lane.runs}
     agent = agents.pop() if len(agents) == 1 else None
-    return BusySession(lane.key, lane.active is not None, len(lane.waiting), agent)
+    active = lane.active
+    asks = active is not None and active.state is RunState.INPUT_REQUIRED and active.asking.waits
+    return BusySession(lane.key, active is not None, len(lane.waiting), agent, asks)
 
 
 def _page(

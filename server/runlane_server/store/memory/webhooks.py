@@ -13,6 +13,7 @@ from runlane_server.store.webhooks import (
     START,
     Lease,
     LoggedInput,
+    Most,
     Place,
     Progress,
     Webhook,
@@ -39,8 +40,16 @@ class MemoryWebhooks:
                 self._last = Place(position, after.number + 1)
                 self._places[self._last] = (tenant, change.input_request_id)
 
-    async def create(self, webhook: Webhook, *, most: int) -> bool:
-        if sum(key.tenant == webhook.key.tenant for key in self._rows) >= most:
+    async def create(self, webhook: Webhook, *, most: Most) -> bool:
+        run_id = webhook.run_id
+        runs = [
+            other.run_id
+            for _, other in self._rows.values()
+            if other.key.tenant == webhook.key.tenant and bool(other.run_id) == bool(run_id)
+        ]
+        if webhook.key in self._rows or len(runs) >= most.of_tenant:
+            return False
+        if run_id and runs.count(run_id) >= most.of_run:
             return False
         self._made += 1
         self._rows[webhook.key] = (self._made, webhook)
@@ -50,11 +59,15 @@ class MemoryWebhooks:
         row = self._rows.get(key)
         return None if row is None else row[1]
 
-    async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
+    async def list(
+        self, tenant: str, *, after: int | None, limit: int, run_id: str = ""
+    ) -> Page[Webhook, int]:
         rows = (
             (number, webhook)
             for number, webhook in reversed(self._rows.values())
-            if webhook.key.tenant == tenant and (after is None or number < after)
+            if webhook.key.tenant == tenant
+            and (after is None or number < after)
+            and run_id in {"", webhook.run_id}
         )
         return numbered_page(
             list(islice(rows, limit + 1)),

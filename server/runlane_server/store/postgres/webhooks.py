@@ -17,6 +17,7 @@ from runlane_server.store.webhooks import (
     START,
     Lease,
     LoggedInput,
+    Most,
     Place,
     Progress,
     Webhook,
@@ -37,15 +38,16 @@ class PostgresWebhooks:
         self._pool = pool
         self._relaxed = relaxed
 
-    async def create(self, webhook: Webhook, *, most: int) -> bool:
+    async def create(self, webhook: Webhook, *, most: Most) -> bool:
         numbers = webhook.revision, webhook.fence, webhook.created_at, webhook.updated_at
         [row] = await self._rows(
             "insert_webhook",
-            most,
             *map(escape, webhook.key),
             webhook.enabled,
             *numbers,
             *encode_webhook(webhook),
+            escape(webhook.run_id),
+            *most,
         )
         return bool(row["created"])
 
@@ -53,10 +55,17 @@ class PostgresWebhooks:
         rows = await self._rows("webhook", *map(escape, key))
         return decode_webhook(key, rows[0]) if rows else None
 
-    async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
+    async def list(
+        self, tenant: str, *, after: int | None, limit: int, run_id: str = ""
+    ) -> Page[Webhook, int]:
         before = END_OF_LIST if after is None else after
+        where = escape(tenant), before, limit + 1
+        if run_id:
+            rows = await self._rows("webhooks_of_run", *where, escape(run_id))
+        else:
+            rows = await self._rows("webhooks", *where)
         return numbered_page(
-            await self._rows("webhooks", escape(tenant), before, limit + 1),
+            rows,
             limit,
             item=lambda row: decode_webhook(WebhookKey(tenant, unescape(row["webhook_id"])), row),
             number=lambda row: int(row["webhook_no"]),

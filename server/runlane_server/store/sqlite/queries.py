@@ -113,7 +113,7 @@ def _lane_run(run_id: str, accept_seq: int, state: str, when_busy: str, *rest: A
 def busy_sessions(db: sqlite3.Connection) -> list[BusySession]:
     """All sessions with open runs, the longest waiting first."""
     return [
-        BusySession(key, bool(row["active"]), row["waiting_runs"], row["agent"])
+        BusySession(key, bool(row["active"]), row["waiting_runs"], row["agent"], bool(row["asks"]))
         for row, key in readable_keys(db.execute(SQL["busy_sessions"]), as_is)
     ]
 

@@ -18,6 +18,7 @@ from runlane_server.store.webhooks import (
     START,
     Lease,
     LoggedInput,
+    Most,
     Place,
     Progress,
     Webhook,
@@ -40,18 +41,23 @@ class SqliteWebhooks:
         self._read = read
         self._write = write
 
-    async def create(self, webhook: Webhook, *, most: int) -> bool:
+    async def create(self, webhook: Webhook, *, most: Most) -> bool:
         texts = encode_webhook(webhook)
         numbers = webhook.revision, webhook.fence, webhook.created_at, webhook.updated_at
-        row = (*webhook.key, int(webhook.enabled), *numbers, *texts, webhook.key.tenant, most)
+        run = webhook.key.tenant, webhook.run_id
+        of_run = most.of_run if webhook.run_id else most.of_tenant
+        limits = *run, most.of_tenant, *run, of_run
+        row = (*webhook.key, int(webhook.enabled), *numbers, *texts, webhook.run_id, *limits)
         return await self._change(webhook.key, {"insert_webhook": [row]})
 
     async def get(self, key: WebhookKey) -> Webhook | None:
         webhook: Webhook | None = await self._read(_webhook, key)
         return webhook
 
-    async def list(self, tenant: str, *, after: int | None, limit: int) -> Page[Webhook, int]:
-        page: Page[Webhook, int] = await self._read(_webhooks, tenant, after, limit)
+    async def list(
+        self, tenant: str, *, after: int | None, limit: int, run_id: str = ""
+    ) -> Page[Webhook, int]:
+        page: Page[Webhook, int] = await self._read(_webhooks, tenant, after, limit, run_id)
         return page
 
     async def replace(self, webhook: Webhook, *, resets: bool) -> bool:
@@ -112,10 +118,14 @@ def _webhook(db: sqlite3.Connection, key: WebhookKey) -> Webhook | None:
 
 
 def _webhooks(
-    db: sqlite3.Connection, tenant: str, after: int | None, limit: int
+    db: sqlite3.Connection, tenant: str, after: int | None, limit: int, run_id: str
 ) -> Page[Webhook, int]:
     before = END_OF_LIST if after is None else after
-    rows = db.execute(SQL["webhooks"], {"tenant": tenant, "before": before, "limit": limit + 1})
+    where = {"tenant": tenant, "before": before, "limit": limit + 1}
+    if run_id:
+        rows = db.execute(SQL["webhooks_of_run"], where | {"run_id": run_id})
+    else:
+        rows = db.execute(SQL["webhooks"], where)
     return numbered_page(
         rows.fetchall(),
         limit,

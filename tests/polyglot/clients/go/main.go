@@ -1,6 +1,7 @@
-// A Runlane client in one file: runs prompts, cancels runs, and watches completions and sessions.
+// A Runlane client in one file: runs prompts, edits and cancels runs, forks sessions, and watches
+// completions and sessions.
 //
-// C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
+// C1 to C17 are the rules of docs/clients.md; a comment marks the code that implements each one.
 package main
 
 import (
@@ -29,6 +30,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	pb "runlane.example/gen/go/runlane/v1"
 )
@@ -38,6 +40,8 @@ const usage = `usage:
   cancel SESSION [--run-id ID]
   watch [--cursor-file FILE] [--count N] [--silence SECONDS]
   session SESSION [--cursor-file FILE] [--count N] [--silence SECONDS]
+  edit RUN PROMPT
+  fork SESSION [NEW]
 options of all: --target HOST:PORT, --timeout SECONDS
 `
 
@@ -54,7 +58,7 @@ const (
 // remembered is how many completions watch remembers: a repeated one soon follows the first.
 const remembered = 1024
 
-// --- The four commands ---------------------------------------------------------------------------
+// --- The commands --------------------------------------------------------------------------------
 
 // run accepts a run, prints its text as it arrives, and reports its end.
 func run(ctx context.Context, c *connection, o options) (int, error) {
@@ -209,6 +213,45 @@ func cancel(ctx context.Context, c *connection, o options) (int, error) {
 		fmt.Println(covered.RunId, stateName(covered.StateWhenCancelled))
 	}
 	return completed, err
+}
+
+// edit replaces the prompt of a waiting run, and prints the one before and the new revision.
+func edit(ctx context.Context, c *connection, o options) (int, error) {
+	read := &pb.GetRunRequest{RunId: o.words[0], WithPrompt: true}
+	found, err := call(ctx, c, c.runs.GetRun, read, (*failure).mayPass)
+	if err != nil {
+		return failed, err
+	}
+	request := &pb.UpdateRunRequest{
+		RunId:      o.words[0],
+		Prompt:     o.words[1],
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"prompt"}},
+		// C16: not over the edit of another, and once however often it is sent.
+		Revision: proto.Int64(found.Run.Revision),
+		UpdateId: uuid.Must(uuid.NewV7()).String(),
+	}
+	response, err := call(ctx, c, c.runs.UpdateRun, request, (*failure).mayPass)
+	if err != nil {
+		return failed, err
+	}
+	fmt.Println(found.Prompt.Text)
+	fmt.Println(response.Run.RunId, response.Run.Revision)
+	return completed, nil
+}
+
+// fork copies a session up to its last finished turn, and prints the new session and that turn.
+func fork(ctx context.Context, c *connection, o options) (int, error) {
+	// C17: every attempt sends the same id, created before the first one.
+	request := &pb.ForkSessionRequest{SessionId: o.words[0], NewSessionId: uuid.Must(uuid.NewV7()).String()}
+	if len(o.words) > 1 {
+		request.NewSessionId = o.words[1]
+	}
+	response, err := call(ctx, c, c.sessions.ForkSession, request, (*failure).mayPass)
+	if err != nil {
+		return failed, err
+	}
+	fmt.Println(response.Session.SessionId, response.Session.Origin.Turn)
+	return completed, nil
 }
 
 // watch prints every completion, across lost connections and restarts of the program.
@@ -678,7 +721,7 @@ func sleep(ctx context.Context, pause time.Duration) error {
 // --- The command line ----------------------------------------------------------------------------
 
 type options struct {
-	words       []string // SESSION and PROMPT
+	words       []string // such as SESSION and PROMPT
 	target      string
 	timeout     time.Duration
 	runID       string
@@ -690,14 +733,16 @@ type options struct {
 }
 
 type command struct {
-	do    func(context.Context, *connection, options) (int, error)
-	words int
+	do       func(context.Context, *connection, options) (int, error)
+	words    int
+	optional int // of these words
 }
 
 // parse reads the arguments; options may precede or follow the words.
 func parse(args []string) (command, options, error) {
 	commands := map[string]command{
-		"run": {run, 2}, "cancel": {cancel, 1}, "watch": {watch, 0}, "session": {session, 1},
+		"run": {run, 2, 0}, "cancel": {cancel, 1, 0}, "watch": {watch, 0, 0},
+		"session": {session, 1, 0}, "edit": {edit, 2, 0}, "fork": {fork, 2, 1},
 	}
 	if len(args) == 0 {
 		return command{}, options{}, errors.New("a command is missing")
@@ -735,7 +780,7 @@ func parse(args []string) (command, options, error) {
 			o.words, rest = append(o.words, rest[0]), rest[1:]
 		}
 	}
-	if len(o.words) != chosen.words {
+	if len(o.words) > chosen.words || len(o.words) < chosen.words-chosen.optional {
 		return chosen, o, fmt.Errorf("%s takes %d words, not %d", args[0], chosen.words, len(o.words))
 	}
 	return chosen, o, nil

@@ -154,6 +154,22 @@ async def cancel(client: Client, args: argparse.Namespace) -> int:
     return 0
 
 
+async def edit(client: Client, args: argparse.Namespace) -> int:
+    """Replaces the prompt of a waiting run (C16): the client creates and repeats the update id."""
+    before = await client.get_prompt(args.run)
+    run = await client.update_run(args.run, prompt=args.prompt, revision=before.run.revision)
+    print(before.text, flush=True)
+    print(run.run_id, run.revision, flush=True)
+    return 0
+
+
+async def fork(client: Client, args: argparse.Namespace) -> int:
+    """Copies a session (C17): without an id, the client creates and repeats one."""
+    made = await client.fork_session(args.session, args.new)
+    print(made.session_id, made.origin.turn if made.origin else "-", flush=True)
+    return 0
+
+
 async def watch(client: Client, args: argparse.Namespace) -> int:
     kept = args.cursor_file.read_text().strip() if args.cursor_file.exists() else ""
     cursor = kept or None
@@ -255,11 +271,21 @@ def arguments() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT")
     common.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
-    parser = argparse.ArgumentParser(description="Runs, cancels and watches runs of Runlane.")
+    parser = argparse.ArgumentParser(
+        description="Runs, edits, cancels and watches runs of Runlane."
+    )
     commands = parser.add_subparsers(required=True)
-    for command in (run, cancel, watch, session):
+    for command in (run, cancel, watch, session, edit, fork):
         words = commands.add_parser(command.__name__, parents=[common])
         words.set_defaults(command=command)
+        if command is edit:
+            words.add_argument("run")
+            words.add_argument("prompt")
+            continue
+        if command is fork:
+            words.add_argument("session")
+            words.add_argument("new", nargs="?")
+            continue
         if command is session:
             words.add_argument("session")
         if command in (watch, session):

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	v1 "runlane.example/gen/go/runlane/v1"
 	"runlane.example/gen/go/worker"
 )
 
@@ -23,6 +24,18 @@ func answer(ctx context.Context, turn *worker.Turn) error {
 		fmt.Println("let go")
 		<-ctx.Done()
 		return ctx.Err()
+	case "half":
+		if _, err := worker.Step(turn, "mail \xff", func() (string, error) { return "\xff", nil }); err != nil {
+			return err
+		}
+		call := &v1.ToolResult{ToolCallId: "\xff", Name: "\xff", Content: "\xff"}
+		if err := turn.CallTool("\xff", "\xff", "{}"); err != nil {
+			return err
+		}
+		if err := turn.ToolReturned(call); err != nil {
+			return err
+		}
+		turn.Report(nil, "model \xff", v1.FinishReason_FINISH_REASON_UNSPECIFIED)
 	case "nothing":
 		if _, err := worker.Step(turn, "mail", func() (any, error) { return nil, nil }); err != nil {
 			return err

@@ -23,6 +23,8 @@ async def answer(turn: Turn) -> str:
         case "early":
             print("let go", flush=True)
             await asyncio.Event().wait()
+        case "half":
+            await turn.step("mail \ud800", lambda: "\ud800")
         case "nothing":
             await turn.step("mail", lambda: None)
     return "ok"

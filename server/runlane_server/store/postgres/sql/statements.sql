@@ -316,13 +316,17 @@ WHERE log_position IS NOT NULL ORDER BY log_position DESC, log_number DESC LIMIT
 -- Webhooks
 
 -- name: insert_webhook
-SELECT create_webhook($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS created;
+SELECT insert_webhook($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS created;
 
 -- name: webhook
 SELECT * FROM webhooks WHERE tenant = $1 AND webhook_id = $2;
 
 -- name: webhooks
 SELECT * FROM webhooks WHERE tenant = $1 AND webhook_no < $2 ORDER BY webhook_no DESC LIMIT $3;
+
+-- name: webhooks_of_run
+SELECT * FROM webhooks WHERE tenant = $1 AND run_id = $4 AND webhook_no < $2
+ORDER BY webhook_no DESC LIMIT $3;
 
 -- name: update_webhook
 -- It may be repeated: the second time it finds its own change.

@@ -415,12 +415,14 @@ FROM ended;
 -- Writing: webhooks
 
 -- name: insert_webhook
--- Unless the tenant has as many as it may.
-INSERT INTO webhooks (
+-- Unless the tenant, or the run, has as many as it may. Webhooks of runs count among themselves.
+INSERT OR IGNORE INTO webhooks (
     tenant, webhook_id, enabled, revision, fence, created_at, updated_at, settings, secrets,
-    progress
-) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
-WHERE (SELECT count(*) FROM webhooks WHERE tenant = ?) < ?;
+    progress, run_id
+) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+WHERE
+    (SELECT count(*) FROM webhooks WHERE tenant = ? AND (run_id = '') = (? = '')) < ?
+    AND (SELECT count(*) FROM webhooks WHERE tenant = ? AND run_id = ?) < ?;
 
 -- name: update_webhook
 UPDATE webhooks SET
@@ -573,12 +575,20 @@ FROM sessions LEFT JOIN runs INDEXED BY runs_open
 WHERE sessions.tenant = ? AND sessions.session_id = ?;
 
 -- name: busy_sessions
--- agent: that of all open runs; NULL if they differ.
+-- agent: that of all open runs; NULL if they differ. asks: a run that is parked, has an open request,
+-- and did not expire (core/input.py: RunInput).
 SELECT
     tenant, session_id,
     max(state IN ('active', 'input_required', 'cancelling')) AS active,
     sum(state IN ('accepted', 'queued')) AS waiting_runs,
-    CASE WHEN min(agent) = max(agent) THEN min(agent) END AS agent
+    CASE WHEN min(agent) = max(agent) THEN min(agent) END AS agent,
+    max(
+        state = 'input_required' AND CASE
+            WHEN typeof(asking) = 'text' AND json_valid(asking)
+            THEN json_array_length(asking, '$[0]') > 0 AND json_extract(asking, '$[3]') = ''
+                AND json_extract(asking, '$[4]')
+        END
+    ) AS asks
 FROM runs INDEXED BY runs_open
 WHERE ended_at IS NULL
 GROUP BY tenant, session_id
@@ -748,6 +758,10 @@ SELECT * FROM webhooks WHERE tenant = ? AND webhook_id = ?;
 
 -- name: webhooks
 SELECT * FROM webhooks WHERE tenant = :tenant AND webhook_no < :before
+ORDER BY webhook_no DESC LIMIT :limit;
+
+-- name: webhooks_of_run
+SELECT * FROM webhooks WHERE tenant = :tenant AND run_id = :run_id AND webhook_no < :before
 ORDER BY webhook_no DESC LIMIT :limit;
 
 -- name: every_webhook

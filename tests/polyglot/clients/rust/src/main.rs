@@ -1,7 +1,7 @@
-//! A Runlane client in one file: runs prompts, cancels runs, and watches completions and
-//! sessions.
+//! A Runlane client in one file: runs prompts, edits and cancels runs, forks sessions, and
+//! watches completions and sessions.
 //!
-//! C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
+//! C1 to C17 are the rules of docs/clients.md; a comment marks the code that implements each one.
 
 use std::collections::{HashSet, VecDeque};
 use std::error::Error;
@@ -34,6 +34,7 @@ use v1::subscribe_session_response::{Event as Happened, Snapshot};
 use v1::{
     AnswerInputRequest, Approval, CancelRequest, CancelResponse, FinishReason, GetRunRequest,
 };
+use v1::{ForkSessionRequest, UpdateRunRequest};
 use v1::{InputKind, InputRequest, RunAcceptedRequest, RunComplete, RunEvent, RunState};
 use v1::{SubscribeRunCompleteRequest, SubscribeRunRequest, SubscribeSessionRequest};
 
@@ -77,6 +78,10 @@ enum Verb {
     Watch(WatchArguments),
     /// Prints a session and what happens in it
     Session(SessionArguments),
+    /// Replaces the prompt of a waiting run, and prints the one before and the new revision
+    Edit(EditArguments),
+    /// Copies a session up to its last finished turn, and prints the new session and that turn
+    Fork(ForkArguments),
 }
 
 #[derive(Args)]
@@ -123,6 +128,18 @@ struct SessionArguments {
     session: String,
     #[command(flatten)]
     stream: WatchArguments,
+}
+
+#[derive(Args)]
+struct EditArguments {
+    run: String,
+    prompt: String,
+}
+
+#[derive(Args)]
+struct ForkArguments {
+    session: String,
+    new: Option<String>,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -188,6 +205,8 @@ async fn perform(arguments: Arguments) -> Result<i32, Problem> {
         // `run` handles an interrupt itself.
         Verb::Run(options) => run(&connection, options, &interrupt).await,
         Verb::Cancel(options) => interrupt.ends(cancel(&connection, options)).await,
+        Verb::Edit(options) => interrupt.ends(edit(&connection, options)).await,
+        Verb::Fork(options) => interrupt.ends(fork(&connection, options)).await,
         Verb::Watch(options) => {
             interrupt
                 .ends(Watcher::new(options)?.watch(&connection))
@@ -363,6 +382,7 @@ async fn removed(
 ) -> Result<RunComplete, Problem> {
     let request = GetRunRequest {
         run_id: run_id.to_owned(),
+        ..Default::default()
     };
     let once = async |request| connection.client().get_run(request).await;
     let response = connection
@@ -403,6 +423,53 @@ async fn cancel(connection: &Connection, options: CancelArguments) -> Result<i32
         let state = state_name(run.state_when_cancelled);
         print(&format!("{} {state}\n", run.run_id)).await?;
     }
+    Ok(DONE)
+}
+
+async fn edit(connection: &Connection, options: EditArguments) -> Result<i32, Problem> {
+    let read = GetRunRequest {
+        run_id: options.run.clone(),
+        with_prompt: true,
+    };
+    let once = async |request| connection.client().get_run(request).await;
+    let found = connection.call(read, once, Failure::may_pass, None).await?;
+    let request = UpdateRunRequest {
+        run_id: options.run,
+        prompt: options.prompt,
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["prompt".to_owned()],
+        }),
+        // C16: not over the edit of another, and once however often it is sent.
+        revision: Some(found.run.unwrap_or_default().revision),
+        update_id: Uuid::now_v7().to_string(),
+        ..Default::default()
+    };
+    let once = async |request| connection.client().update_run(request).await;
+    let run = connection
+        .call(request, once, Failure::may_pass, None)
+        .await?
+        .run
+        .unwrap_or_default();
+    let before = found.prompt.unwrap_or_default().text;
+    print(&format!("{before}\n{} {}\n", run.run_id, run.revision)).await?;
+    Ok(DONE)
+}
+
+async fn fork(connection: &Connection, options: ForkArguments) -> Result<i32, Problem> {
+    // C17: every attempt sends the same id, created before the first one.
+    let request = ForkSessionRequest {
+        session_id: options.session,
+        new_session_id: options.new.unwrap_or_else(|| Uuid::now_v7().to_string()),
+        ..Default::default()
+    };
+    let once = async |request| connection.sessions().fork_session(request).await;
+    let session = connection
+        .call(request, once, Failure::may_pass, None)
+        .await?
+        .session
+        .unwrap_or_default();
+    let turn = session.origin.unwrap_or_default().turn;
+    print(&format!("{} {turn}\n", session.session_id)).await?;
     Ok(DONE)
 }
 

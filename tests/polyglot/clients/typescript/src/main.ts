@@ -1,7 +1,8 @@
 /**
- * A Runlane client in one file: runs prompts, cancels runs, and watches completions and sessions.
+ * A Runlane client in one file: runs prompts, edits and cancels runs, forks sessions, and watches
+ * completions and sessions.
  *
- * C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
+ * C1 to C17 are the rules of docs/clients.md; a comment marks the code that implements each one.
  */
 
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
@@ -28,8 +29,12 @@ import {
   RunServiceClient,
   SubscribeRunCompleteRequest,
   SubscribeRunRequest,
+  UpdateRunRequest,
+  type UpdateRunResponse,
 } from './gen/runlane/v1/run_service.js';
 import {
+  ForkSessionRequest,
+  type ForkSessionResponse,
   SessionServiceClient,
   SubscribeSessionRequest,
   type SubscribeSessionResponse_Snapshot as Snapshot,
@@ -40,12 +45,14 @@ const USAGE = `usage:
   cancel SESSION [--run-id ID]
   watch [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
   session SESSION [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
+  edit RUN PROMPT
+  fork SESSION [NEW]
 options of all: --target HOST:PORT (127.0.0.1:50051), --timeout SECONDS (10)`;
 
 /** C10: how many completions `watch` remembers. A repeated one soon follows the first. */
 const REMEMBERED = 1024;
 
-// --- The four commands ---------------------------------------------------------------------------
+// --- The commands --------------------------------------------------------------------------------
 
 interface RunOptions {
   sessionId: string;
@@ -221,6 +228,44 @@ async function cancel(connection: Connection, options: CancelOptions): Promise<n
   for (const { runId, stateWhenCancelled } of cancelled) {
     await print(`${runId} ${shortName(RunState, stateWhenCancelled, 'RUN_STATE_')}\n`);
   }
+  return 0;
+}
+
+/** Replaces the prompt of a waiting run; prints the one before and the new revision. */
+async function edit(connection: Connection, runId: string, prompt: string): Promise<number> {
+  exitWhenInterrupted();
+  const read = GetRunRequest.fromPartial({ runId, withPrompt: true });
+  const found = await repeated<GetRunResponse>(connection, (options, answer) =>
+    connection.client.getRun(read, connection.metadata, options, answer),
+  );
+  const request = UpdateRunRequest.fromPartial({
+    runId,
+    prompt,
+    updateMask: ['prompt'],
+    // C16: not over the edit of another, and once however often it is sent.
+    revision: found.run?.revision ?? 0,
+    updateId: uuidv7(),
+  });
+  const { run } = await repeated<UpdateRunResponse>(connection, (options, answer) =>
+    connection.client.updateRun(request, connection.metadata, options, answer),
+  );
+  await print(`${found.prompt?.text}\n${run?.runId} ${run?.revision}\n`);
+  return 0;
+}
+
+/** Copies a session up to its last finished turn; prints the new session and that turn. */
+async function fork(
+  connection: Connection,
+  sessionId: string,
+  newSessionId: string,
+): Promise<number> {
+  exitWhenInterrupted();
+  // C17: every attempt sends the same id, created before the first one.
+  const request = ForkSessionRequest.fromPartial({ sessionId, newSessionId });
+  const { session } = await repeated<ForkSessionResponse>(connection, (options, answer) =>
+    connection.sessions.forkSession(request, connection.metadata, options, answer),
+  );
+  await print(`${session?.sessionId} ${session?.origin?.turn}\n`);
   return 0;
 }
 
@@ -700,6 +745,10 @@ function parseVerb(name: string | undefined, words: string[], values: Values): V
       return parseWatch(words, values);
     case 'session':
       return parseSession(words, values);
+    case 'edit':
+      return parseEdit(words, values);
+    case 'fork':
+      return parseFork(words, values);
     default:
       throw new UsageError(name === undefined ? 'a verb is missing' : `unknown verb: ${name}`);
   }
@@ -737,6 +786,20 @@ function parseSession(words: string[], values: Values): Verb {
   const [sessionId = ''] = expect(words, ['SESSION']);
   const options = watchOptions(values);
   return (connection) => session(connection, sessionId, options);
+}
+
+function parseEdit(words: string[], values: Values): Verb {
+  allow(values, []);
+  const [runId = '', prompt = ''] = expect(words, ['RUN', 'PROMPT']);
+  return (connection) => edit(connection, runId, prompt);
+}
+
+function parseFork(words: string[], values: Values): Verb {
+  allow(values, []);
+  // C17: our own UUIDv7.
+  const [sessionId = '', newSessionId = ''] =
+    words.length === 1 ? [...words, uuidv7()] : expect(words, ['SESSION', '[NEW]']);
+  return (connection) => fork(connection, sessionId, newSessionId);
 }
 
 function watchOptions(values: Values): WatchOptions {

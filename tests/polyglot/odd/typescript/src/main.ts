@@ -13,6 +13,10 @@ async function answer(turn: Turn): Promise<string> {
       console.log('let go');
       await once(turn.signal, 'abort');
       break;
+    case 'half':
+      await turn.step('mail \ud800', () => '\ud800');
+      turn.report({ model: 'model \ud800' });
+      break;
     case 'nothing':
       await turn.step('mail', () => undefined);
       await turn.custom('sent', undefined);

@@ -110,7 +110,8 @@ public final class Turn {
    * attempt has stored, or calls {@code work} and makes its result, a JSON value, durable (W12). A key has
    * 1 to 128 bytes.
    */
-  public String step(String key, Callable<String> work) throws Exception {
+  public String step(String name, Callable<String> work) throws Exception {
+    String key = sent(name);
     var find = WorkRequest.FindStep.newBuilder().setKey(key);
     var found =
         (WorkResponse.Step) attempt.ask("step " + key, WorkRequest.newBuilder().setFindStep(find));
@@ -141,10 +142,15 @@ public final class Turn {
     return (List<InputAnswer>) attempt.ask("ask " + name, WorkRequest.newBuilder().setAsk(ask));
   }
 
+  /** A text as it is sent: a lone half of a character becomes "?". The server answers with that. */
+  private static String sent(String text) {
+    return new String(text.getBytes(StandardCharsets.UTF_8), StandardCharsets.UTF_8);
+  }
+
   /** The same key in each attempt that asks the same; equal questions are counted. */
   private Question keyed(Question question) {
     if (!question.getKey().isEmpty()) {
-      return question;
+      return question.toBuilder().setKey(sent(question.getKey())).build();
     }
     var shown = new ArrayList<>(question.getChoicesList());
     shown.addAll(

@@ -12,6 +12,7 @@ import static java.util.concurrent.TimeUnit.NANOSECONDS;
 import static java.util.concurrent.TimeUnit.SECONDS;
 
 import com.google.protobuf.Any;
+import com.google.protobuf.FieldMask;
 import com.google.protobuf.InvalidProtocolBufferException;
 import com.google.protobuf.Timestamp;
 import com.google.rpc.BadRequest;
@@ -73,20 +74,25 @@ import runlane.v1.RunServiceOuterClass.AnswerInputResponse;
 import runlane.v1.RunServiceOuterClass.CancelRequest;
 import runlane.v1.RunServiceOuterClass.CancelResponse;
 import runlane.v1.RunServiceOuterClass.GetRunRequest;
+import runlane.v1.RunServiceOuterClass.GetRunResponse;
 import runlane.v1.RunServiceOuterClass.RunAcceptedRequest;
 import runlane.v1.RunServiceOuterClass.SubscribeRunCompleteRequest;
 import runlane.v1.RunServiceOuterClass.SubscribeRunCompleteResponse;
 import runlane.v1.RunServiceOuterClass.SubscribeRunRequest;
 import runlane.v1.RunServiceOuterClass.SubscribeRunResponse;
+import runlane.v1.RunServiceOuterClass.UpdateRunRequest;
+import runlane.v1.SessionOuterClass.Session;
 import runlane.v1.SessionServiceGrpc;
+import runlane.v1.SessionServiceOuterClass.ForkSessionRequest;
 import runlane.v1.SessionServiceOuterClass.SubscribeSessionRequest;
 import runlane.v1.SessionServiceOuterClass.SubscribeSessionResponse;
 import runlane.v1.SessionServiceOuterClass.SubscribeSessionResponse.Snapshot;
 
 /**
- * A Runlane client in one file: runs prompts, cancels runs, and watches completions and sessions.
+ * A Runlane client in one file: runs prompts, edits and cancels runs, forks sessions, and watches
+ * completions and sessions.
  *
- * <p>C1 to C15 are the rules of docs/clients.md; a comment marks the code that implements each one.
+ * <p>C1 to C17 are the rules of docs/clients.md; a comment marks the code that implements each one.
  */
 public final class Main {
   private static final String USAGE =
@@ -96,6 +102,8 @@ public final class Main {
         cancel SESSION [--run-id ID]
         watch [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
         session SESSION [--cursor-file FILE] [--count N] [--silence SECONDS (45)]
+        edit RUN PROMPT
+        fork SESSION [NEW]
       options of all: --target HOST:PORT (127.0.0.1:50051), --timeout SECONDS (10)\
       """;
 
@@ -122,6 +130,8 @@ public final class Main {
           case "run" -> new Runner(connection, arguments).run();
           case "cancel" -> cancel(connection, arguments);
           case "session" -> new SessionReader(connection, arguments).read();
+          case "edit" -> edit(connection, arguments);
+          case "fork" -> fork(connection, arguments);
           default -> new Watcher(connection, arguments).watch();
         };
       }
@@ -146,6 +156,47 @@ public final class Main {
     for (CancelledRun run : connection.cancel(request).getCancelledList()) {
       print(run.getRunId() + " " + shortName(run.getStateWhenCancelled(), "RUN_STATE_") + "\n");
     }
+    return 0;
+  }
+
+  /** Replaces the prompt of a waiting run; prints the one before and the new revision. */
+  private static int edit(Connection connection, Arguments arguments) {
+    String runId = arguments.words().get(0);
+    GetRunRequest which = GetRunRequest.newBuilder().setRunId(runId).setWithPrompt(true).build();
+    GetRunResponse found = connection.call(stub -> stub.getRun(which), Failure::mayPass);
+    UpdateRunRequest request =
+        UpdateRunRequest.newBuilder()
+            .setRunId(runId)
+            .setPrompt(arguments.words().get(1))
+            .setUpdateMask(FieldMask.newBuilder().addPaths("prompt"))
+            // C16: not over the edit of another, and once however often it is sent.
+            .setRevision(found.getRun().getRevision())
+            .setUpdateId(newId())
+            .build();
+    Run run = connection.call(stub -> stub.updateRun(request), Failure::mayPass).getRun();
+    print(found.getPrompt().getText() + "\n" + run.getRunId() + " " + run.getRevision() + "\n");
+    return 0;
+  }
+
+  /** Copies a session up to its last finished turn; prints the new session and that turn. */
+  private static int fork(Connection connection, Arguments arguments) {
+    List<String> words = arguments.words();
+    // C17: every attempt sends the same id, created before the first one.
+    ForkSessionRequest request =
+        ForkSessionRequest.newBuilder()
+            .setSessionId(words.get(0))
+            .setNewSessionId(words.size() > 1 ? words.get(1) : newId())
+            .build();
+    Session session =
+        connection
+            .call(
+                stub ->
+                    SessionServiceGrpc.newBlockingStub(stub.getChannel())
+                        .withDeadline(stub.getCallOptions().getDeadline())
+                        .forkSession(request),
+                Failure::mayPass)
+            .getSession();
+    print(session.getSessionId() + " " + session.getOrigin().getTurn() + "\n");
     return 0;
   }
 
@@ -904,13 +955,15 @@ public final class Main {
   /** A command, its words, and its options by name. */
   private record Arguments(String verb, List<String> words, Map<String, String> options) {
     private static final Map<String, Integer> WORDS =
-        Map.of("run", 2, "cancel", 1, "watch", 0, "session", 1);
+        Map.of("run", 2, "cancel", 1, "watch", 0, "session", 1, "edit", 2, "fork", 2);
     private static final Map<String, Set<String>> OPTIONS =
         Map.of(
             "run", Set.of("target", "timeout", "run-id", "max-attempts", "answer"),
             "cancel", Set.of("target", "timeout", "run-id"),
             "watch", Set.of("target", "timeout", "cursor-file", "count", "silence"),
-            "session", Set.of("target", "timeout", "cursor-file", "count", "silence"));
+            "session", Set.of("target", "timeout", "cursor-file", "count", "silence"),
+            "edit", Set.of("target", "timeout"),
+            "fork", Set.of("target", "timeout"));
 
     static Arguments parse(String[] args) {
       List<String> words = new ArrayList<>();
@@ -945,7 +998,8 @@ public final class Main {
 
     /** Checks everything first, so that invalid arguments have no effect. */
     private void check() {
-      if (words.size() != WORDS.get(verb)) {
+      boolean lacksOptional = verb.equals("fork") && words.size() == 1;
+      if (words.size() != WORDS.get(verb) && !lacksOptional) {
         throw new UsageException(verb + " takes " + WORDS.get(verb) + " words");
       }
       for (String name : options.keySet()) {

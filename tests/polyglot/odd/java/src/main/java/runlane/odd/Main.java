@@ -26,6 +26,10 @@ public final class Main {
         System.out.println("let go");
         Thread.sleep(Long.MAX_VALUE);
       }
+      case "half" -> {
+        turn.step("mail \ud800", () -> "\"half\"");
+        turn.say("ok");
+      }
       default -> turn.say("ok");
     }
   }
