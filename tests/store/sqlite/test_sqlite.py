@@ -216,6 +216,8 @@ async def test_migrations_are_done_once(path: Path) -> None:
 
 BEFORE_REMOVALS = """
     DROP TRIGGER hold_removed_id;
+    DROP TRIGGER delete_copy;
+    DROP TRIGGER delete_unfinished_copy;
     DROP TABLE removals;
     DROP TABLE dropped_copies;
 """
@@ -230,8 +232,6 @@ BEFORE_WEBHOOKS_OF_RUNS = f"""
 
 BEFORE_FORKS = f"""
     {BEFORE_WEBHOOKS_OF_RUNS}
-    DROP TRIGGER delete_copy;
-    DROP TRIGGER delete_unfinished_copy;
     DROP INDEX sessions_by_copy;
     ALTER TABLE sessions DROP COLUMN origin_id;
     ALTER TABLE sessions DROP COLUMN origin_turn;
