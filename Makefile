@@ -112,7 +112,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image test-kubernetes release provenance sbom bench bench-peers check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
+.PHONY: a2a-races help run test test-fast test-proofs test-postgres test-polyglot test-pythons test-lowest test-agents build packages test-packages test-image test-kubernetes test-monitoring release provenance sbom bench bench-peers check-lane sim crash nodes answers rolling soak restarts webhooks fuzz attack pictures image-requirements check lint types check-proto check-docs proto docs format audit licenses constraints site clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -224,6 +224,9 @@ test-packages: $(READY) packages ## Build a program with each package, outside t
 
 test-image: $(READY) ## Run the steps of the Dockerfile, and the server they make; with buildah, build the image and run it
 	$(BIN)/pytest -p no:cacheprovider tests/deploy/image_steps.py tests/deploy/image_build.py
+
+test-monitoring: $(READY) ## Scrape a server over PostgreSQL with a real Prometheus, and ask it what dashboard and alerts ask
+	$(BIN)/pytest -rAs --show-capture=stdout tests/deploy/monitoring.py
 
 test-kubernetes: $(READY) $(KUBE_READY) ## Give manifests and Helm chart to a real API server; building it takes 20 minutes, once
 	PATH="$(CURDIR)/$(KUBE):$$PATH" $(BIN)/pytest tests/deploy/test_helm.py tests/deploy/api_server.py

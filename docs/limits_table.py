@@ -26,7 +26,7 @@ from runlane_server.engine import (
     replay,
 )
 from runlane_server.feed import feed
-from runlane_server.rpc import checks, endpoint, page, runs
+from runlane_server.rpc import checks, endpoint, floods, page, runs
 from runlane_server.store import batching
 from runlane_server.store.postgres import writer as postgres_writer
 from runlane_server.store.sqlite import writer as sqlite_writer
@@ -127,6 +127,11 @@ CALLS = (
         f"{attempts.CONCURRENCY}; {attempts.OF_TENANT}, fewer while many tenants deliver; "
         f"{attempts.OF_ALL:,}",
         "further ones wait",
+    ),
+    (
+        "bytes of a connection without a call, in a second",
+        size(floods.FLOOD_BYTES),
+        "the connection is closed within a second",
     ),
     (
         "names of endpoints that are resolved at a time, of a tenant and of a node",

@@ -22,7 +22,7 @@ MANIFESTS = (
     ("tests/polyglot/odd/java/pom.xml", r"^      <version>([^<]+)</version>"),
     ("deploy/helm/Chart.yaml", r"^version: (\S+)$"),
     ("deploy/helm/Chart.yaml", r"^appVersion: (\S+)$"),
-    ("deploy/compose.yaml", r"image: runlane-server:(\S+)$"),
+    ("deploy/compose.yaml", r"image: &image runlane-server:(\S+)$"),
     ("deploy/kubernetes/kustomization.yaml", r"newTag: (\S+)$"),
     ("docs/deploy.md", r"-t runlane-server:(\S+) \.$"),
     ("docs/deploy.md", r"^    runlane-server:(\S+) --listen"),

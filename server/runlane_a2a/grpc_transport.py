@@ -8,6 +8,7 @@ then is its message read. Until then gRPC holds at most `WINDOW` bytes of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -28,6 +29,8 @@ from runlane_a2a.settings import Caller, context_for
 from runlane_server.rpc.grpc_server import make_server
 from runlane_web.decode import MAX_ELEMENTS
 from runlane_web.errors import Refused
+
+log = logging.getLogger("runlane_a2a")
 
 SERVICE = "lf.a2a.v1.A2AService"
 
@@ -51,6 +54,9 @@ SLOTS = 16
 
 MESSAGE_TIMEOUT = 10.0
 """Seconds within which the message of a call must have arrived."""
+
+CHECK_SECONDS = 1.0
+"""Seconds between two looks whether gRPC's server still runs."""
 
 GRACE = 5.0
 """Seconds that open calls get when the gateway stops."""
@@ -94,9 +100,43 @@ class GrpcTransport:
         self._enter = enter
         self._messages = _Messages()
         self._server: grpc.aio.Server | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._broken: set[asyncio.Task[None]] = set()
 
     async def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens at an address; returns the port. Raises RuntimeError if it is taken."""
+        host = address.rpartition(":")[0]
+        self._server, port = await self._serve(address, credentials)
+        self._keeping = asyncio.create_task(self._keep_serving(f"{host}:{port}", credentials))
+        return port
+
+    async def _keep_serving(
+        self, address: str, credentials: grpc.ServerCredentials | None
+    ) -> NoReturn:
+        """Starts gRPC's server again whenever it has broken down: its main loop ends after any
+        unexpected error, and HTTP, in the same process, would not notice."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            server = self._server
+            if server is None or _is_running(server):
+                continue
+            log.error("the gRPC server of A2A broke down; restarting it")
+            self._server = None
+            # Open calls have a while to end; the address is free at once.
+            stopping = asyncio.create_task(server.stop(GRACE))
+            self._broken.add(stopping)
+            stopping.add_done_callback(self._broken.discard)
+            while self._server is None:
+                try:
+                    self._server, _ = await self._serve(address, credentials)
+                except RuntimeError as error:
+                    log.warning("the gRPC server of A2A cannot listen yet: %s", error)
+                    await asyncio.sleep(CHECK_SECONDS)
+
+    async def _serve(
+        self, address: str, credentials: grpc.ServerCredentials | None
+    ) -> tuple[grpc.aio.Server, int]:
+        """Starts a server; returns it with its port. Raises RuntimeError."""
         # Also safe against paths that are not UTF-8, which end a plain server of grpc.aio.
         server = make_server((*_OPTIONS, ("grpc.max_allowed_incoming_connections", _connections())))
         handlers = {each.name: self._method(each) for each in OPERATIONS}
@@ -106,11 +146,13 @@ class GrpcTransport:
         else:
             port = server.add_secure_port(address, credentials)
         await server.start()
-        self._server = server
-        return port
+        return server, port
 
     async def stop(self) -> None:
         """Ends the calls, and stops to listen."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
         if self._server is not None:
             await self._server.stop(GRACE)
 
@@ -189,6 +231,11 @@ class _Messages:
             line.users -= 1
             if not line.users:
                 del self._lines[token]
+
+
+def _is_running(server: grpc.aio.Server) -> bool:
+    # The public wait_for_termination does not return when its main loop has ended.
+    return bool(server._server.is_running())  # type: ignore[attr-defined] # noqa: SLF001
 
 
 def _too_slow() -> Refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -150,3 +151,19 @@ def test_a_card_file_describes_the_agent() -> None:
 def test_a_card_file_that_is_none_is_refused(described: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         make_card(Addresses(URL), described)
+
+
+async def test_a_grpc_server_that_ends_unexpectedly_is_replaced() -> None:
+    """No call is known that ends the server of grpc.aio; this ends it from inside."""
+    async with LocalServer() as server, a2a_door(server.address) as a2a:
+        assert (await a2a.task("grpc", message("x"))).status.state == pb.TASK_STATE_COMPLETED
+        transport = a2a.served._grpc
+        assert transport is not None
+        broken = transport._server
+        assert broken is not None
+        await broken.stop(0)
+        async with asyncio.timeout(20):
+            while transport._server is broken or transport._server is None:
+                await asyncio.sleep(0.01)
+            await a2a.channel.channel_ready()
+        assert (await a2a.task("grpc", message("y"))).status.state == pb.TASK_STATE_COMPLETED

@@ -24,13 +24,15 @@ async def echo(prompt: str) -> str:
 async def send(request: bytes, _: Any) -> bytes:
     """Starts a workflow."""
     handle = await DBOS.start_workflow_async(echo, request.decode())
-    return handle.workflow_id.encode()
+    workflow_id: str = handle.workflow_id
+    return workflow_id.encode()
 
 
 async def run(request: bytes, _: Any) -> bytes:
     """Starts a workflow, and waits for its end."""
     handle = await DBOS.start_workflow_async(echo, request.decode())
-    return (await handle.get_result()).encode()
+    answer: str = await handle.get_result()
+    return answer.encode()
 
 
 async def main() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import yaml
 
 from deploy.settings import DEPLOY, longest_stop, settings, variables
 from runlane import Client
-from support.server import run_to_exit, serving
+from support.server import clean_environment, run_to_exit, serving
+from support.staging import SECONDS
 from support.wire import Wire
 
 FILE = DEPLOY / "compose.yaml"
@@ -129,6 +131,28 @@ def test_promtool_accepts_the_configuration_and_the_alerts(tmp_path: Path) -> No
     groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
     rules = sum(len(group["rules"]) for group in groups)
     assert f"{rules} rules found" in checked.stdout
+
+
+async def test_the_worker_executes_the_runs_of_its_agent(tmp_path: Path) -> None:
+    service = services()["worker"]
+    (source, target), program = mounted(service["volumes"][0]), service["entrypoint"][-1]
+    assert target == program
+    assert set(service["networks"]) & set(server()["networks"])
+    name, _, _port = service["environment"]["RUNLANE_SERVER"].partition(":")
+    assert services()[name] == server()
+    flags = [flag for flag in server()["command"] if flag.startswith("--agent=")]
+    async with serving(tmp_path, "--store", "memory:", *flags) as running:
+        env = {**clean_environment(), **service["environment"], "RUNLANE_SERVER": running.address}
+        command = (sys.executable, str(DEPLOY / source))
+        worker = await asyncio.create_subprocess_exec(*command, env=env)
+        try:
+            async with Client(running.address) as client:
+                agent = service["environment"]["RUNLANE_AGENT"]
+                handle = await client.run_accepted("s", "hello", agent=agent, allow_missing=True)
+                assert (await handle.completed(SECONDS)).text.strip() == "HELLO"
+        finally:
+            worker.terminate()
+            await worker.wait()
 
 
 async def checked_health(folder: Path, address: str) -> tuple[int, str, str]:

@@ -82,13 +82,17 @@ class Program:
 
     async def exits(self, code: int, seconds: float = SECONDS) -> None:
         """Waits for the end of the process, and asserts its exit code."""
+        await self.ends(seconds)
+        assert self.process.returncode == code, f"exit {self.process.returncode}{self.said}"
+
+    async def ends(self, seconds: float = SECONDS) -> None:
+        """Waits for the end of the process, and of its output."""
         try:
             async with asyncio.timeout(seconds):
                 await self.process.wait()
                 await asyncio.gather(*self.readers)
         except TimeoutError:
             raise AssertionError(f"no end within {seconds:g} s{self.said}") from None
-        assert self.process.returncode == code, f"exit {self.process.returncode}{self.said}"
 
     async def kill(self) -> None:
         """Kills the process."""

@@ -54,7 +54,6 @@ class Proxy:
         silence_at_request: The number, from 1, of the request from which on answers are withheld;
             0: never. The server still receives the whole request.
         requested_at: The times of all requests, in seconds of a monotonic clock.
-        withheld: The number of header frames from the server that had to wait.
         answers: The number of header frames from the server, dropped ones included.
         connections: The number of connections accepted.
         closed: The number of connections closed because `target` did not accept one.
@@ -67,7 +66,6 @@ class Proxy:
         self.silence_at_request = 0
         self.requested_at: list[float] = []
         self.answers = 0
-        self.withheld = 0
         self.connections = 0
         self.closed = 0
         self.address = ""
@@ -203,11 +201,8 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(CHUNK):
                 await self._let_through(owner)
-                new = sum(kind == HEADERS for kind in frames.types(data))
-                if not self._answers.is_set():
-                    self.withheld += new
-                    await self._notify()
                 await self._answers.wait()
+                new = sum(kind == HEADERS for kind in frames.types(data))
                 self.answers += new
                 if new and self.lose > 0:
                     self.lose -= 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +14,10 @@ import grpc
 from polyglot.program import SECONDS
 from runlane import Client, CursorCompacted, RunState
 from runlane.v1 import run_service_pb2, run_service_pb2_grpc
+from runlane_server.access import editing
+from runlane_server.access.caller import DEFAULT_TENANT, Role
+from runlane_server.config import Config
+from runlane_server.testing import LocalServer
 from support.server import ServerProcess, serving
 
 SCRIPTED = ("--store", "sqlite:///runlane.db", "--agent", "scripted")
@@ -25,32 +27,36 @@ RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 
 
 @asynccontextmanager
-async def scripted(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """Starts a server whose agent executes its prompt as a script, and a client of it."""
+async def scripted(folder: Path) -> AsyncIterator[tuple[LocalServer, Client]]:
+    """A server whose agent executes its prompt as a script, and a client of it.
+
+    It runs in this process: a process of its own takes longer to start than most tests take.
+    """
+    async with (
+        LocalServer("scripted", store=f"sqlite:///{folder}/runlane.db") as server,
+        Client(server.address) as client,
+    ):
+        yield server, client
+
+
+@asynccontextmanager
+async def restartable(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
+    """The same in a process of its own, which takes flags, and can be killed and started again."""
     async with serving(folder, *SCRIPTED, *flags) as server, Client(server.address) as client:
         yield server, client
 
 
 def new_token(folder: Path, role: str) -> str:
     """Creates a token for the server in a folder."""
-    printed = subprocess.run(
-        (
-            *(sys.executable, "-m", "runlane_server", "token", "new", role),
-            *("--access", str(folder / "access.toml"), "--role", role),
-        ),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    return printed.stdout.split()[-1]
+    return editing.add(folder / "access.toml", role, tenant=DEFAULT_TENANT, role=Role(role))
 
 
 @asynccontextmanager
-async def guarded(folder: Path) -> AsyncIterator[tuple[ServerProcess, str, str]]:
+async def guarded(folder: Path) -> AsyncIterator[tuple[LocalServer, str, str]]:
     """Starts a server with an access file; yields it, a token that may run, one that may read."""
     runs, reads = new_token(folder, "run"), new_token(folder, "read")
-    async with serving(folder, *SCRIPTED, "--access", "access.toml") as server:
+    config = Config(drain_timeout=0.0, access=str(folder / "access.toml"))
+    async with LocalServer("scripted", config=config) as server:
         yield server, runs, reads
 
 

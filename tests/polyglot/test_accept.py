@@ -15,6 +15,7 @@ from polyglot.serving import (
     becomes_state,
     gated,
     open_gate,
+    restartable,
     runs_of,
     scripted,
 )
@@ -124,7 +125,7 @@ async def test_c4_retry_waits_as_long_as_retry_info_says(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
     full = ("--max-active-runs", "1", "--max-waiting-total", "1")
-    async with scripted(folder, *full) as (server, client):
+    async with restartable(folder, *full) as (server, client):
         active = await client.run_accepted("a", gated("g"), allow_missing=True)
         await becomes_state(client, active.run_id, RunState.ACTIVE)
         waits = await client.run_accepted("b", "waits", allow_missing=True)
@@ -144,7 +145,7 @@ async def test_c4_retry_waits_as_long_as_retry_info_says(
 async def test_c4_resource_exhausted_without_retry_info_is_not_retried(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
-    async with scripted(folder, "--max-waiting-runs", "0") as (server, client):
+    async with restartable(folder, "--max-waiting-runs", "0") as (server, client):
         active = await client.run_accepted("s", gated("g"), allow_missing=True)
         await becomes_state(client, active.run_id, RunState.ACTIVE)
         proxy.target = server.address
@@ -178,7 +179,7 @@ async def test_c5_error_shows_its_reason_and_fields(
     reason: str,
     fields: list[str],
 ) -> None:
-    async with scripted(folder, "--max-prompt-bytes", "10") as (server, client):
+    async with restartable(folder, "--max-prompt-bytes", "10") as (server, client):
         known = await client.run_accepted("known", "hi", run_id="taken", allow_missing=True)
         await known.completed(10)
         proxy.target = server.address

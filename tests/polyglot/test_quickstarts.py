@@ -16,6 +16,7 @@ from polyglot.serving import (
     guarded,
     open_gate,
     pass_marks,
+    restartable,
     runs_of,
     script,
     scripted,
@@ -63,7 +64,7 @@ async def test_quickstart_streams_text_while_the_run_is_active(
 async def test_quickstart_passes_over_the_progress_marks_of_an_idle_run(
     quickstarts: Programs, folder: Path
 ) -> None:
-    async with scripted(folder, "--progress-interval", "50ms") as (server, client):
+    async with restartable(folder, "--progress-interval", "50ms") as (server, client):
         program = await quickstarts.launch("s", gated("g"), env=server_at(server.address))
         await program.prints("begun ")
         (run_id,) = await runs_of(client, "s")

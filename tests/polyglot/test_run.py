@@ -12,6 +12,7 @@ from polyglot.serving import (
     gated,
     open_gate,
     pass_marks,
+    restartable,
     runs_of,
     script,
     scripted,
@@ -54,7 +55,7 @@ async def test_c7_run_resumes_a_broken_stream_after_the_last_event(
 async def test_c7_run_passes_over_the_progress_marks_of_an_idle_run(
     programs: Programs, folder: Path
 ) -> None:
-    async with scripted(folder, "--progress-interval", "50ms") as (server, client):
+    async with restartable(folder, "--progress-interval", "50ms") as (server, client):
         program = await programs.start("run", "s", gated("g"), target=server.address)
         await program.prints("begun ")
         (run_id,) = await runs_of(client, "s")
@@ -85,7 +86,7 @@ async def test_c8_run_reports_a_second_attempt_and_prints_its_text(
     programs: Programs, folder: Path
 ) -> None:
     steps = script({"say": "attempt"}, {"text": " begun. "}, {"wait": "g"}, {"text": "The end."})
-    async with scripted(folder) as (server, client):
+    async with restartable(folder) as (server, client):
         words = ("run", "s", steps, "--max-attempts", "2")
         program = await programs.start(*words, target=server.address)
         await program.prints("1 begun. ")
@@ -104,7 +105,7 @@ async def test_c8_run_reports_a_second_attempt_and_prints_its_text(
 async def test_c8_run_without_attempts_left_fails_when_its_server_crashes(
     programs: Programs, folder: Path
 ) -> None:
-    async with scripted(folder) as (server, _):
+    async with restartable(folder) as (server, _):
         program = await programs.start("run", "s", gated("g"), target=server.address)
         await program.prints("begun ")
         await server.kill()
@@ -117,7 +118,7 @@ async def test_c8_run_without_attempts_left_fails_when_its_server_crashes(
 async def test_c12_run_whose_events_are_compacted_prints_its_text_and_end(
     programs: Programs, folder: Path
 ) -> None:
-    async with scripted(folder) as (server, client):
+    async with restartable(folder) as (server, client):
         old = await client.run_accepted("s", "hello", run_id="old", allow_missing=True)
         await old.completed(10)
         assert old.cursor is not None
@@ -170,7 +171,7 @@ async def test_c11_run_replaces_a_dead_connection(
 async def test_c12_run_reconnects_after_a_drained_server_restarts(
     programs: Programs, folder: Path
 ) -> None:
-    async with scripted(folder, "--drain-timeout", "300ms") as (server, client):
+    async with restartable(folder, "--drain-timeout", "300ms") as (server, client):
         words = ("run", "s", gated("g"), "--max-attempts", "2")
         program = await programs.start(*words, target=server.address)
         await program.prints("begun ")

@@ -11,6 +11,7 @@ from polyglot.serving import (
     becomes_state,
     gated,
     open_gate,
+    restartable,
     say,
     script,
     scripted,
@@ -89,7 +90,7 @@ async def test_c15_session_resumes_by_cursor_across_a_crash_and_a_restart_of_its
     programs: Programs, folder: Path
 ) -> None:
     file = programs.folder / "cursor"
-    async with scripted(folder) as (server, client):
+    async with restartable(folder) as (server, client):
         words = ("--cursor-file", str(file), "--count")
         program = await following(programs, *words, "2", target=server.address)
         one = await client.run_accepted("s", "one", allow_missing=True)
@@ -156,7 +157,7 @@ async def test_c15_large_snapshot_is_complete_after_broken_connections(
 async def test_c15_session_reopens_a_silent_stream_and_keeps_one_with_marks(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
-    async with scripted(folder, "--progress-interval", "300ms") as (server, client):
+    async with restartable(folder, "--progress-interval", "300ms") as (server, client):
         proxy.target = server.address
         words = ("--silence", "2", "--count", "1")
         program = await following(programs, *words, target=proxy.address)
@@ -175,7 +176,7 @@ async def test_c15_session_begins_with_a_snapshot_again_after_compaction(
     programs: Programs, folder: Path
 ) -> None:
     file = programs.folder / "cursor"
-    async with scripted(folder) as (server, client):
+    async with restartable(folder) as (server, client):
         words = ("--cursor-file", str(file), "--count", "1")
         program = await following(programs, *words, target=server.address)
         one = await client.run_accepted("s", "one", allow_missing=True)

@@ -13,6 +13,7 @@ from polyglot.serving import (
     gated,
     kept,
     open_gate,
+    restartable,
     say,
     scripted,
 )
@@ -37,7 +38,7 @@ async def test_c9_watch_prints_every_completion_across_a_server_crash(
     programs: Programs, folder: Path
 ) -> None:
     file = programs.folder / "cursor"
-    async with scripted(folder) as (server, client):
+    async with restartable(folder) as (server, client):
         words = ("--cursor-file", str(file), "--count", "2")
         program = await watching(programs, *words, target=server.address)
         one = await say(client)
@@ -133,7 +134,7 @@ async def test_c10_watch_repeats_completions_for_an_older_cursor_only(
 async def test_c11_watch_reopens_a_silent_stream(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
-    async with scripted(folder, "--progress-interval", "300ms") as (server, client):
+    async with restartable(folder, "--progress-interval", "300ms") as (server, client):
         proxy.target = server.address
         words = ("--silence", "2", "--count", "1")
         program = await watching(programs, *words, target=proxy.address)
@@ -149,7 +150,7 @@ async def test_c11_watch_reopens_a_silent_stream(
 async def test_c11_watch_keeps_a_stream_that_sends_progress_marks(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
-    async with scripted(folder, "--progress-interval", "300ms") as (server, client):
+    async with restartable(folder, "--progress-interval", "300ms") as (server, client):
         proxy.target = server.address
         words = ("--silence", "5", "--count", "1")
         program = await watching(programs, *words, target=proxy.address)
@@ -164,7 +165,7 @@ async def test_c11_watch_keeps_a_stream_that_sends_progress_marks(
 async def test_c11_watch_replaces_a_dead_connection(
     programs: Programs, proxy: Proxy, folder: Path
 ) -> None:
-    async with scripted(folder, "--progress-interval", "300ms") as (server, client):
+    async with restartable(folder, "--progress-interval", "300ms") as (server, client):
         proxy.target = server.address
         words = ("--silence", "3", "--count", "1")
         program = await watching(programs, *words, target=proxy.address)
@@ -178,7 +179,7 @@ async def test_c12_watch_reports_compacted_events_and_resumes(
     programs: Programs, folder: Path
 ) -> None:
     file = programs.folder / "cursor"
-    async with scripted(folder) as (server, client):
+    async with restartable(folder) as (server, client):
         words = ("--cursor-file", str(file), "--count", "1")
         program = await watching(programs, *words, target=server.address)
         one = await say(client)
@@ -208,7 +209,7 @@ async def test_c12_watch_reports_compacted_events_and_resumes(
 async def test_c12_watch_reconnects_after_a_drained_server_restarts(
     programs: Programs, folder: Path
 ) -> None:
-    async with scripted(folder, "--drain-timeout", "300ms") as (server, client):
+    async with restartable(folder, "--drain-timeout", "300ms") as (server, client):
         program = await watching(programs, "--count", "2", target=server.address)
         one = await say(client)
         await program.prints(ends(one)[0])

@@ -118,7 +118,7 @@ ROOMS: dict[str, set[str]] = {
         "sender",
         "shares",
     },
-    "rpc": {"agent_socket", "endpoint", "tls", "wakeups", "webhook_payload"},
+    "rpc": {"agent_socket", "endpoint", "tls", "webhook_payload"},
     "telemetry": {"logs", "metrics_server", "trace_export", "watchdog"},
     "process": {"app", "config_check", "node", "processes"},
     "cli": {"main"},

@@ -133,7 +133,7 @@ REMOVED = (
         entries,
         "_token",
         'expires = _time(table, "expires")',
-        "None",
+        'expires = None if _time(table, "expires") else None',
         "expired",
     ),
     Removed(

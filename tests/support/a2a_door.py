@@ -76,6 +76,7 @@ class A2A:
     channel: grpc.aio.Channel
     token: str
     grpc_port: int
+    served: A2ADoor
     version: str = "1.0"
 
     @property
@@ -228,7 +229,7 @@ async def a2a_door(
             await asyncio.sleep(0.01)
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-                yield A2A(opened, channel, token or policy.token, served.grpc_port)
+                yield A2A(opened, channel, token or policy.token, served.grpc_port, served)
         finally:
             await served.stop()  # the server of the tests has to exit at once
 

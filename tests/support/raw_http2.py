@@ -67,6 +67,11 @@ class RawConnection:
         self._writer.write(frame(HEADERS, encoded, flags=END_HEADERS, stream=stream))
         return stream
 
+    async def write(self, frames: bytes) -> None:
+        """Sends frames of any kind."""
+        self._writer.write(frames)
+        await self._writer.drain()
+
     async def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
         """Sends data as fast as the server allows."""
         sent = 0

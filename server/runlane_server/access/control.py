@@ -70,6 +70,7 @@ class AccessControl:
         self._authenticator = authenticator
         self.node_keys = node_keys or NodeKeys()
         self._open_calls: set[OpenCall] = set()
+        self._callers: set[str] = set()
         self._failure_log = FailureLog(time.monotonic)
         self.stream_quota = StreamQuota(quotas or QuotaBook())
         self.call_limits = CallLimits()
@@ -108,6 +109,15 @@ class AccessControl:
         if call.method in LONG_LIVED_METHODS:
             self.stream_quota.acquire(call.caller)
         self._open_calls.add(call)
+        if call.caller is not _PUBLIC:
+            self._callers.add(call.credentials.peer)
+
+    def take_calling_ports(self) -> set[int]:
+        """The ports of the callers with authorized calls now, or since this was called last."""
+        peers, self._callers = self._callers, set()
+        peers.update(one.credentials.peer for one in self._open_calls if one.caller is not _PUBLIC)
+        ports = (peer.rpartition(":")[2] for peer in peers)
+        return {int(port) for port in ports if port.isdecimal()}
 
     def weigh(self, call: OpenCall, ids: int) -> None:
         """Counts the ids of a registered subscription. Raises QuotaExceeded or Overloaded."""

@@ -28,7 +28,6 @@ from runlane_server.process import systemd
 from runlane_server.process.http_door import check_http, door_sockets, http_door
 from runlane_server.process.node import Node, ShutdownRequest, serving
 from runlane_server.process.terminal import ControllingTerminal
-from runlane_server.rpc.wakeups import with_wakeups
 from runlane_server.telemetry import logs
 
 log = structlog.get_logger()
@@ -62,7 +61,7 @@ def run(config: Config, child: ChildProcess | None = None) -> int:
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
     if config.harness:
         return contained(MovableLoop)
-    return with_wakeups(contained(event_loop_kind(config.event_loop)))
+    return contained(event_loop_kind(config.event_loop))
 
 
 def event_loop_kind(name: str) -> type[asyncio.AbstractEventLoop]:

@@ -192,6 +192,7 @@ async def serving(
         background = _in_background(
             _keep_serving(endpoint, shutdown),
             endpoint.keep_shares(),
+            endpoint.keep_floods_out(),
             *retention_tasks(coordinator, retention_of(config), clock.seconds),
             security.keep_current(access_control),
             coordinator.stored.keep_measuring(),

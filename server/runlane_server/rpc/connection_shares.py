@@ -69,7 +69,7 @@ class ConnectionShares:
         Raises OSError if no descriptor is left; nothing was done then.
         """
         closed: Counter[str] = Counter()
-        sockets = _open_sockets()
+        sockets = open_sockets()
         if len(sockets) <= self.share:
             return closed
         hosts = {inode: peer for inode, peer in self._hosts.items() if inode in sockets}
@@ -96,7 +96,7 @@ def host(address: str) -> str:
     return str(ip)
 
 
-def _open_sockets() -> dict[int, int]:
+def open_sockets() -> dict[int, int]:
     """The descriptor of each open socket of this process, by its inode.
 
     Raises OSError if there is no descriptor left to read them with.
@@ -110,7 +110,7 @@ def _open_sockets() -> dict[int, int]:
     return found
 
 
-def _duplicate(descriptor: int) -> socket.socket:
+def duplicate(descriptor: int) -> socket.socket:
     """A socket with a descriptor of its own, which no other thread closes. Raises OSError."""
     duplicate = os.dup(descriptor)
     try:
@@ -122,8 +122,8 @@ def _duplicate(descriptor: int) -> socket.socket:
 
 def _host_of(descriptor: int, ports: Collection[int]) -> str:
     """The host at the other end of a connection to one of the ports; empty if it is none."""
-    with suppress(OSError), _duplicate(descriptor) as connection:
-        return _peer_host(connection, ports)
+    with suppress(OSError), duplicate(descriptor) as connection:
+        return peer_host(connection, ports)
     return ""
 
 
@@ -132,14 +132,14 @@ def _shut_down(descriptor: int, expected: str, ports: Collection[int]) -> bool:
 
     The descriptor may belong to another socket already.
     """
-    with suppress(OSError), _duplicate(descriptor) as connection:
-        if _peer_host(connection, ports) == expected:
+    with suppress(OSError), duplicate(descriptor) as connection:
+        if peer_host(connection, ports) == expected:
             connection.shutdown(socket.SHUT_RDWR)
             return True
     return False
 
 
-def _peer_host(connection: socket.socket, ports: Collection[int]) -> str:
+def peer_host(connection: socket.socket, ports: Collection[int]) -> str:
     """Raises OSError if the socket is not connected."""
     is_ip = connection.family in (socket.AF_INET, socket.AF_INET6)
     if not is_ip or connection.getsockname()[1] not in ports:

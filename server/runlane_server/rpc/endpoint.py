@@ -45,6 +45,7 @@ from runlane_server.harness.harness import Harness
 from runlane_server.net.addresses import Address
 from runlane_server.rpc.agents import AgentService
 from runlane_server.rpc.connection_shares import ConnectionShares
+from runlane_server.rpc.floods import Floods
 from runlane_server.rpc.grpc_server import make_server
 from runlane_server.rpc.harness import HarnessService
 from runlane_server.rpc.inflight import InflightCalls
@@ -172,6 +173,7 @@ class Endpoint:
         listeners = 1 + shares_port + (private is not None)
         self._max_connections = max_connections(listeners)
         self.shares = ConnectionShares(max_per_address or max(1, self._max_connections // 2))
+        self.floods = Floods()
         self._tls = tls
         self._access = access
         self._observer = observer
@@ -340,6 +342,12 @@ class Endpoint:
         while True:
             ports = {bound.port for bound in self._bound if not bound.is_unix}
             await asyncio.sleep(await self.shares.look(ports))
+
+    async def keep_floods_out(self) -> Never:
+        """Closes connections that send a flood of frames without a call, until cancelled."""
+        while True:
+            ports = {bound.port for bound in self._bound if not bound.is_unix}
+            await asyncio.sleep(await self.floods.look(ports, self._access.take_calling_ports()))
 
     async def mark_not_serving(self) -> None:
         """Sets health to NOT_SERVING permanently, for load balancers; calls are still served."""

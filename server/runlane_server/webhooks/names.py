@@ -124,10 +124,9 @@ class Names:
         return _look_up(host, socket.AI_NUMERICHOST) or await self._resolve(host, tenant)
 
     async def _resolve(self, host: str, tenant: str) -> Sequence[str]:
-        shares = self.slow_shares if self.backoffs.holds(tenant) else self.shares
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await shares.acquire(tenant)
+                shares = await self._acquire(tenant)
         except TimeoutError:
             raise NamesBusy("name resolution is busy") from None
         place = Lookup(self, shares, tenant)
@@ -140,6 +139,17 @@ class Names:
         # A caller that waits no longer does not end the lookup, nor free its thread.
         lookup.add_done_callback(place.end)
         return await asyncio.shield(lookup)
+
+    async def _acquire(self, tenant: str) -> Shares:
+        """Takes a place for a tenant; returns where."""
+        if not self.backoffs.holds(tenant):
+            await self.shares.acquire(tenant)
+            if not self.backoffs.holds(tenant):
+                return self.shares
+            # Another lookup of the tenant hung meanwhile.
+            self.shares.release(tenant)
+        await self.slow_shares.acquire(tenant)
+        return self.slow_shares
 
 
 def _look_up(host: str, flags: int = 0) -> Sequence[str]:

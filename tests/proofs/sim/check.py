@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from proofs.lanecheck.invariants import check_lane, require
 from proofs.sim.agent import GRACE, LEASE, WORKED, agent_of
-from proofs.sim.clients import policy_of
+from proofs.sim.clients import TENANT, policy_of
 from proofs.sim.group import NODE_LEASE, POLL_SECONDS
 from proofs.sim.history import LOST, OK, AcceptOp, CancelOp, Execution, Follow, History, Watch
 from proofs.sim.store import Disk
@@ -20,6 +20,7 @@ from runlane_server.core.model import (
     RunComplete,
     RunEvent,
     RunState,
+    SessionKey,
     Started,
     Text,
     TextDelta,
@@ -86,6 +87,7 @@ def check(history: History, busy: Sequence[BusySession], disk: Disk) -> None:
     _check_agents(checker)
     _check_workers(checker)
     _check_transcripts(checker)
+    _check_forks(checker)
     for op in history.cancels:
         _check_cancel(checker, op)
     _check_cancelled(checker)
@@ -358,6 +360,37 @@ def _check_turn(checker: Checker, messages: list[Message]) -> None:
     require(
         text == stored or given_up, f"R22: {run_id} said {stored!r} and its transcript is {text!r}"
     )
+
+
+def _check_forks(checker: Checker) -> None:
+    """R48: a fork has the turns of its origin up to a turn, whole, whatever came after in either;
+    one that was refused, or was deleted, is not there."""
+    tables = checker.disk.data._tables
+    for op in checker.history.forks:
+        row = tables.sessions.get(SessionKey(TENANT, op.session_id))
+        if op.outcome not in {OK, LOST} and op.may_come_late:
+            continue
+        if op.outcome not in {OK, LOST} or (op.outcome == OK and op.is_deleted):
+            require(row is None, f"R48: {op.session_id} is {op.outcome}, and is there")
+            continue
+        if row is None:
+            require(op.outcome == LOST, f"R48: {op.session_id} was made, and is not there")
+            continue
+        require(row.session.origin is not None, f"R48: {op.session_id} names no origin")
+        turn = 0 if row.session.origin is None else row.session.origin.turn
+        require(op.turn in {None, turn}, f"R48: {op.session_id} ends at {turn}, not {op.turn}")
+        source = SessionKey(TENANT, op.source)
+        whole = tables._up_to(source, tables.sessions[source], turn)
+        require(list(row.copied) == list(whole), f"R48: {op.session_id} is no copy of its origin")
+        ended = {message.turn for message in whole if message.finish_reason is not None}
+        require(
+            ended == {message.turn for message in whole},
+            f"R48: {op.session_id} has a turn that had not finished",
+        )
+        require(
+            all(message.turn > turn for message in row.messages),
+            f"R48: {op.session_id} has turns of its own before its copy ends",
+        )
 
 
 # --- Cancels ------------------------------------------------------------------------------------

@@ -66,6 +66,20 @@ class UpdateOp:
 
 
 @dataclass(slots=True, eq=False)
+class ForkOp:
+    """A fork of `source`. `turn` is the last one of the copy, once it is made; `may_come_late`: a
+    call got no answer."""
+
+    session_id: str
+    source: str
+    at_turn: int = 0
+    outcome: str = LOST
+    turn: int | None = None
+    may_come_late: bool = False
+    is_deleted: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Execution:
     """The execution of an attempt, as its agent saw it.
 
@@ -135,6 +149,7 @@ class History:
         self.accepts: list[AcceptOp] = []
         self.cancels: list[CancelOp] = []
         self.updates: list[UpdateOp] = []
+        self.forks: list[ForkOp] = []
         self.executions: list[Execution] = []
         self.watches: list[Watch] = []
         self.follows: list[Follow] = []

@@ -20,6 +20,7 @@ from runlane_server.engine.agent_room import AgentRoom
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.executor import Executor
 from runlane_server.engine.folds import Folds
+from runlane_server.engine.forking import Forks
 from runlane_server.engine.lane_cache import LaneCache
 from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.outbox import Outbox
@@ -312,6 +313,24 @@ MUTANTS = (
         "withdraw",
         "                self._agents[agent].add_slots(-1)",
         "                pass",
+    ),
+    Mutant(
+        "a fork with a turn that has not finished",
+        Forks,
+        "_make",
+        "turn = fork_turn(await self._store.load_lane(request.source), request.at_turn)",
+        "turn = (await self._store.load_lane(request.source)).turn",
+        live=2,
+    ),
+    Mutant(
+        "a fork that another node has made for the same call",
+        Forks,
+        "_make",
+        "            if (earlier := await self._earlier(request)) is not None:\n"
+        "                return earlier\n"
+        "            raise",
+        "            raise",
+        live=2,
     ),
     Mutant(
         "a lane that is granted a second slot",

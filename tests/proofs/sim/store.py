@@ -573,6 +573,10 @@ class SimStore:
         """Open requests whose time is over."""
         return await self._read(lambda: self._disk.data.due_inputs(now, limit))
 
+    def peek_session(self, tenant: str, session_id: str) -> Session | None:
+        """A session as it is committed now."""
+        return at_once(self._disk.data.get_session(SessionKey(tenant, session_id)))
+
     async def get_session(self, key: SessionKey) -> Session | None:
         """A session."""
         return await self._read(lambda: self._disk.data.get_session(key))

@@ -23,6 +23,7 @@ from proofs.lanecheck.invariants import Broken
 from proofs.sim.agent import OTHER, WORKED, agent_of
 from proofs.sim.check import check
 from proofs.sim.clients import TENANT, Client
+from proofs.sim.forker import Forker
 from proofs.sim.group import NODE_LEASE, Group
 from proofs.sim.history import OK, AcceptOp, CancelOp, History, Line
 from proofs.sim.loop import SimLoop, SimTask, Stuck
@@ -95,6 +96,8 @@ class World:
         self._rng = Random(f"world {seed}")  # noqa: S311
         # Of its own, so that the other clients do the same without updates.
         self._updates = Random(f"updates {seed}") if seed % 2 else None  # noqa: S311
+        forks = live > 1 and seed % 3 == 0
+        self._forks = Random(f"forks {seed}") if forks else None  # noqa: S311
         # Of its own, so that worlds of one node are the same without it.
         self._many = Random(f"nodes {seed}")  # noqa: S311
         self._disk = Disk(self.history)
@@ -135,6 +138,8 @@ class World:
         if self._updates is not None:
             updater = Updater("updater", self, self._updates)
             serving.append(self._task(updater.work()))
+        if self._forks is not None:
+            serving.append(self._task(Forker("forker", self, self._forks).work()))
         await (self._direct() if self._group is None else self._direct_many())
         await self._all(working)
         await self._settle()
@@ -353,6 +358,7 @@ def _counts(world: World) -> dict[str, int]:
         "crashes": history.crashes,
         "stops": history.stops,
         "pauses": len(history.pauses),
+        "forks": sum(it.outcome == OK for it in history.forks),
         "lost nodes": len(history.lost_hosts),
         "stales": history.stales,
         "turns of workers": sum(it.agent == WORKED for it in history.executions),

@@ -12,10 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from runlane.conformance.cases.answer import ask, requested
 from runlane.conformance.context import CaseContext, say
-from runlane.conformance.rules import Need, case, expect, expect_that, time_limit
-from runlane.inputs import InputState
-from runlane.types import RunState
+from runlane.conformance.rules import Need, case, expect
 from runlane.webhooks import WebhookFilter, WebhookRun
 
 
@@ -49,13 +48,27 @@ class _Endpoint:
 
     url: str = ""
     arrived: asyncio.Queue[_Delivery] = field(default_factory=asyncio.Queue)
+    _open: dict[asyncio.Task[Any], asyncio.StreamWriter] = field(default_factory=dict)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - of asyncio
+        self._open[task] = writer
         try:
             while True:
                 await self._exchange(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+        finally:
+            del self._open[task]
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        for writer in self._open.values():
+            writer.transport.abort()
+        if self._open:
+            await asyncio.wait(tuple(self._open))
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -71,8 +84,8 @@ class _Endpoint:
         await writer.drain()
 
     async def next(self, ctx: CaseContext) -> _Delivery:
-        """The next delivery, an event that came before left out."""
-        async with time_limit("a delivery", ctx.timeout):
+        """Waits for the next delivery."""
+        async with ctx.time_limit("a delivery"):
             return await self.arrived.get()
 
 
@@ -85,6 +98,7 @@ async def _endpoint() -> AsyncIterator[_Endpoint]:
         yield made
     finally:
         server.close()
+        await made.close()
 
 
 @case(55, Need.WEBHOOKS)
@@ -96,10 +110,8 @@ async def _signed_in_order(ctx: CaseContext) -> None:
     ctx.exit_stack.push_async_callback(ctx.client.delete_webhook, made.webhook.webhook_id)
     await ctx.wait_for_end(await ctx.accept(say("x"), session=f"{ctx.session} other"))
     first = await ctx.accept(say("one"))
-    second = await ctx.accept({"ask": {"text": "Which one?"}})
-    await ctx.wait_for_state(second, RunState.INPUT_REQUIRED)
-    pager = ctx.client.list_input_requests(run_id=second.run_id, states=[InputState.OPEN])
-    [request] = [request async for request in pager]
+    second = await ctx.accept(ask())
+    [request] = await requested(ctx, second)
     await ctx.client.answer_input(request, "this")
     third = await ctx.accept(say("three"))
     await ctx.wait_for_end(third)
@@ -113,8 +125,8 @@ async def _signed_in_order(ctx: CaseContext) -> None:
     while len({one.headers["webhook-id"] for one in found}) < len(expected):
         found.append(await endpoint.next(ctx))
     expect("deliveries", list(dict.fromkeys(one.event for one in found)), expected)
-    for one in found:
-        expect_that(one.is_signed(made.secret), f"the delivery of {one.event} is not signed")
+    unsigned = [one.event for one in found if not one.is_signed(made.secret)]
+    expect("deliveries that are not signed", unsigned, [])
 
 
 @case(55, Need.WEBHOOKS)

@@ -1,0 +1,109 @@
+"""Ends connections that send a flood of frames and make no call.
+
+gRPC has no limit of frames that belong to no call, such as PRIORITY and WINDOW_UPDATE, and no
+option bounds the memory in which it holds what it has not handled yet. So the bytes that each
+connection has received are read from the kernel every second. What a caller sends for a call that
+is admitted has limits of its own (`access/call_limits.py`, `requests.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Collection
+from contextlib import suppress
+
+import structlog
+
+from runlane_server.access.log_limit import LogLimit
+from runlane_server.rpc.connection_shares import duplicate, open_sockets, peer_host
+
+log = structlog.get_logger()
+
+FLOOD_BYTES = 4 << 20
+"""Bytes that a connection may send between two looks without a call: more than a client needs, as
+its messages are held back until they are read."""
+
+SECONDS = 1.0
+"""Seconds between two looks."""
+
+SUSPECT_SECONDS = 0.1
+"""The same while a connection is suspected: its call may be admitted a moment later."""
+
+_RECEIVED = struct.Struct("=Q")
+
+_RECEIVED_AT = 128
+"""The place of `tcpi_bytes_received` in the `tcp_info` of Linux 4.1 and later."""
+
+
+class Floods:
+    """Closes connections that flood. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        # By the inode of each socket: the host and port at its other end, and what a connection
+        # without a call had received at the last look.
+        self._peers: dict[int, tuple[str, int]] = {}
+        self._received: dict[int, int] = {}
+        self._suspects: set[int] = set()
+        self._log_limit = LogLimit(time.monotonic)
+
+    async def look(self, ports: Collection[int], calling: Collection[int]) -> float:
+        """Closes connections to `ports` that flood; returns the seconds until the next look.
+
+        `calling` are the ports of callers whose calls are admitted, or were since the last look.
+        """
+        try:
+            closed = await asyncio.to_thread(self.close, ports, calling)
+        except OSError:  # no descriptor is left; a later look finds one
+            return SECONDS
+        for address, count in closed.items():
+            if self._log_limit.admits(address):
+                log.warning(
+                    "connections closed; they sent a flood without a call",
+                    address=address,
+                    count=count,
+                )
+        return SUSPECT_SECONDS if self._suspects or closed else SECONDS
+
+    def close(self, ports: Collection[int], calling: Collection[int]) -> Counter[str]:
+        """Closes connections that flooded at the look before too; returns how many of each host."""
+        closed: Counter[str] = Counter()
+        received: dict[int, int] = {}
+        suspects: set[int] = set()
+        known, self._peers = self._peers, {}
+        for inode, descriptor in open_sockets().items():
+            host, port = self._peers[inode] = known.get(inode) or _peer_of(descriptor, ports)
+            # Most connections have a call: they cost no more than this.
+            if not host or port in calling:
+                continue
+            # The descriptor may be closed, or another socket's, by now.
+            with suppress(OSError), duplicate(descriptor) as connection:
+                received[inode] = _received(connection)
+                # Nothing is known of what it sent for a call.
+                before = self._received.get(inode, received[inode]) if inode in known else 0
+                if inode in self._suspects and peer_host(connection, ports) == host:
+                    connection.shutdown(socket.SHUT_RDWR)
+                    closed[host] += 1
+                elif received[inode] - before > FLOOD_BYTES:
+                    suspects.add(inode)
+        self._received, self._suspects = received, suspects
+        return closed
+
+
+def _peer_of(descriptor: int, ports: Collection[int]) -> tuple[str, int]:
+    """The host and the port at the other end; an empty host if it is no connection to `ports`."""
+    with suppress(OSError), duplicate(descriptor) as connection:
+        if host := peer_host(connection, ports):
+            return host, connection.getpeername()[1]
+    return "", 0
+
+
+def _received(connection: socket.socket) -> int:
+    size = _RECEIVED_AT + _RECEIVED.size
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+    # An older kernel reports less.
+    found: int = _RECEIVED.unpack_from(info, _RECEIVED_AT)[0] if len(info) == size else 0
+    return found

@@ -1,0 +1,74 @@
+"""A stranger cannot fill the memory of gRPC with frames that belong to no call."""
+
+from __future__ import annotations
+
+import asyncio
+
+from proofs.fuzz.frames import PRIORITY, frame
+from runlane_server.access.control import AccessControl
+from runlane_server.rpc.floods import FLOOD_BYTES, SECONDS, SUSPECT_SECONDS
+from support.descriptors import no_descriptors
+from support.raw_http2 import RawConnection, raw_connection
+from support.rpc_wire import Wire, serving
+from support.staging import SECONDS as TEST_SECONDS
+
+FLOOD = frame(PRIORITY, bytes(4) + b"\x01", stream=3) * 1000
+
+GET_RUN = "/runlane.v1.RunService/GetRun"
+
+
+async def flood(connection: RawConnection) -> None:
+    """Sends more than a connection may without a call."""
+    sent = 0
+    while sent <= FLOOD_BYTES:
+        await connection.write(FLOOD)
+        sent += len(FLOOD)
+
+
+async def look(wire: Wire, access: AccessControl) -> float:
+    """Looks at the connections as the server does; returns when it looks again."""
+    ports = {int(wire.address.rpartition(":")[2])}
+    return await wire.endpoint.floods.look(ports, access.take_calling_ports())
+
+
+async def test_a_flood_without_a_call_ends_its_connection_only() -> None:
+    access = AccessControl()
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as quiet,
+        raw_connection(wire.address) as flooding,
+    ):
+        await quiet.until_ended(quiet.open("/x"))
+        await flood(flooding)
+        while await look(wire, access) != SUSPECT_SECONDS:
+            await flood(flooding)  # the kernel may not have had it all
+        with no_descriptors():
+            assert await look(wire, access) == SECONDS
+        await look(wire, access)
+        while not flooding.closed:
+            await flooding.changed()
+        await quiet.until_ended(quiet.open("/x"))
+        assert await look(wire, access) == SECONDS
+
+
+async def test_a_caller_whose_calls_are_admitted_may_send_as_much() -> None:
+    access = AccessControl()
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as calling,
+    ):
+        await flood(calling)
+        call = calling.open(GET_RUN)  # its message does not come
+        while not access.take_calling_ports():
+            await asyncio.sleep(0.01)
+        for _ in range(3):
+            assert await look(wire, access) == SECONDS
+        await calling.send(call, b"\0\0\0\0\0", end=True)
+        await calling.until_ended(call)
+        # What it sent meanwhile does not count after the end of its call.
+        access.take_calling_ports()
+        for _ in range(2):
+            assert await look(wire, access) == SECONDS
+        assert not calling.closed
