@@ -46,8 +46,9 @@ AGENT_qwen-code := @qwen-code/qwen-code@0.15.10
 PACKAGES := dist/packages
 CARGO := CARGO_TARGET_DIR=$(CURDIR)/.cache/cargo cargo
 
-# Tests that take minutes: they kill servers and databases, make disks fail, plant faults in the code,
-# damage the rows of a store, start several servers or nodes, and walk the pages of the docs.
+# Tests that take minutes: they search and simulate interleavings, kill servers and databases, make disks
+# fail, plant faults in the code, damage the rows of a store, start several servers or nodes, and walk the
+# pages of the docs.
 PROOFS := \
 	tests/a2a/test_races.py \
 	tests/a2a/test_strangers.py \
@@ -56,6 +57,7 @@ PROOFS := \
 	tests/client/test_cli_trouble.py \
 	tests/client/test_mcp_stdio.py \
 	tests/cluster/test_workers.py \
+	tests/core/test_lane_search.py \
 	tests/core/test_mutants.py \
 	tests/deploy/test_compose.py \
 	tests/deploy/test_kubernetes.py \
@@ -85,6 +87,7 @@ PROOFS := \
 	tests/proofs/lanecheck \
 	tests/proofs/nodes \
 	tests/proofs/sim/test_live_nodes.py \
+	tests/proofs/sim \
 	tests/proofs/webhooks \
 	tests/rpc/test_access_mutants.py \
 	tests/store/postgres/test_failover.py \

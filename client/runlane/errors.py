@@ -33,6 +33,7 @@
     ├── Unavailable              the server or the node cannot be reached
     │   ├── NotConnected         there was no connection; the call was not sent
     │   ├── Draining
+    │   ├── SessionBeingDeleted  the records of a deleted session with this id are being removed
     │   └── StoreUnavailable
     ├── DeadlineExceeded         the call timed out; also a TimeoutError
     ├── CorruptRecord            a stored record that the call needs is damaged
@@ -379,6 +380,12 @@ class Draining(Unavailable):
         return self.metadata.get("cursor", "")
 
 
+class SessionBeingDeleted(Unavailable):
+    """A session with this id was deleted, and its records are being removed; retry later."""
+
+    reason = "SESSION_BEING_DELETED"
+
+
 class StoreUnavailable(Unavailable):
     """The store did not confirm the write, so the outcome is unknown.
 
@@ -481,6 +488,7 @@ BY_REASON: Mapping[str, type[RunlaneError]] = MappingProxyType(
             ActiveRunChanged,
             TurnNotFound,
             TurnNotFinished,
+            SessionBeingDeleted,
             WebhookNotFound,
             WebhookChanged,
             QueueFull,

@@ -34,7 +34,10 @@ NAMED_ELSEWHERE = {
     "uvloop": "import uvloop",
     # These are not installed for the tests.
     "atheris": "import atheris",
+    "dbos": "from dbos import",
+    "hypercorn": "from hypercorn",
     "matplotlib": 'import_module("matplotlib")',
+    "restate-sdk": "import restate",
     # It shares its namespace with the API.
     "opentelemetry-proto": "opentelemetry.proto",
 }

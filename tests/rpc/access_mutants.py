@@ -372,14 +372,21 @@ REMOVED = (
         "GetRun",
         "run = await",
         'if await self._store.get_run(RunKey("acme", request.run_id)):\n'
-        '            await self._store.get_run(RunKey("acme", request.run_id))\n'
-        "        run = await",
+        '                await self._store.get_run(RunKey("acme", request.run_id))\n'
+        "            run = await",
         "same_path",
     ),
     of_tenant(RunService, "Cancel"),
     of_tenant(RunService, "CancelAll"),
     of_tenant(RunService, "_cancel_page", "same_names"),
-    of_tenant(RunService, "GetRun"),
+    Removed(
+        "GetRun ignores the tenant",
+        RunService,
+        "GetRun",
+        "tenant=tenant()",
+        'tenant="acme"',
+        "strangers",
+    ),
     of_tenant(RunService, "WaitRun"),
     of_tenant(SessionService, "DeleteSession"),
     of_tenant(SessionService, "_session"),

@@ -130,6 +130,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
     the last one that can be used now.
     """
+    ERROR_REASON_SESSION_BEING_DELETED: _ErrorReason.ValueType  # 62
+    """UNAVAILABLE: a session with this id was deleted, and its records are being removed, which takes
+    some seconds for thousands of runs. Retry later (RetryInfo), or use another id.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error. Every error carries a `google.rpc.ErrorInfo` (domain `runlane`); its
@@ -244,5 +248,9 @@ ERROR_REASON_TURN_NOT_FOUND: ErrorReason.ValueType  # 54
 ERROR_REASON_TURN_NOT_FINISHED: ErrorReason.ValueType  # 55
 """FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
 the last one that can be used now.
+"""
+ERROR_REASON_SESSION_BEING_DELETED: ErrorReason.ValueType  # 62
+"""UNAVAILABLE: a session with this id was deleted, and its records are being removed, which takes
+some seconds for thousands of runs. Retry later (RetryInfo), or use another id.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

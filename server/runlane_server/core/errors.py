@@ -9,7 +9,8 @@
     │   ├── AnswerInvalid
     │   ├── CursorInvalid
     │   └── PageTokenInvalid
-    ├── SessionNotFound, SessionExists, SessionBusy, EditConflict, ActiveRunChanged
+    ├── SessionNotFound, SessionExists, SessionBeingDeleted, SessionBusy
+    ├── EditConflict, ActiveRunChanged
     ├── TurnNotFound, TurnNotFinished
     ├── RunNotFound, RunIdConflict, RunDeleted, AlreadyStarted, AnchorNotWaiting
     ├── InputNotFound, InputClosed
@@ -136,6 +137,21 @@ class SessionExists(RunlaneError):
     """A session with this id already exists."""
 
     reason = "SESSION_EXISTS"
+
+
+class SessionBeingDeleted(RunlaneError):
+    """A session with this id was deleted, and its records are being removed (R3)."""
+
+    reason = "SESSION_BEING_DELETED"
+
+    @classmethod
+    def of(cls, session_id: str) -> SessionBeingDeleted:
+        """Builds the error for one session."""
+        return cls(
+            f"session {session_id!r} was deleted, and its records are being removed;"
+            " retry later, or use another id",
+            retry_after=1.0,
+        )
 
 
 class EditConflict(RunlaneError):

@@ -132,7 +132,7 @@ class RunInput(NamedTuple):
     @property
     def waits(self) -> bool:
         """Whether only an answer goes on with the run: a request is open, and no agent works."""
-        return self.parked and bool(self.pending) and not self.expired
+        return self.parked and bool(self.pending)
 
 
 NO_INPUT = RunInput()

@@ -87,6 +87,7 @@ class Lane(NamedTuple):
     CANCELLING;
     `folded` are the runs that joined its turn. `reservations` exist only in this process and are
     not stored. `agent` is the agent of runs that name none, empty for the server's default.
+    `is_being_removed`: the last session with this id was deleted, and its rows are not all gone.
     """
 
     key: SessionKey
@@ -98,6 +99,7 @@ class Lane(NamedTuple):
     waiting: tuple[LaneRun, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     agent: str = ""
+    is_being_removed: bool = False
 
     @property
     def exists(self) -> bool:

@@ -11,7 +11,12 @@ from typing import NamedTuple
 from runlane_server.access.admission import Admission
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.core.agents import AgentNames
-from runlane_server.core.errors import QuotaExceeded, SessionExists, SessionNotFound
+from runlane_server.core.errors import (
+    QuotaExceeded,
+    SessionBeingDeleted,
+    SessionExists,
+    SessionNotFound,
+)
 from runlane_server.core.fork import fork_turn
 from runlane_server.core.model import Micros, Origin, Session, SessionKey
 from runlane_server.store.base import NewSession, SessionTaken, Stale, Store
@@ -119,6 +124,8 @@ class Forks:
             # By the same request on another node, or after an answer that was lost.
             if (earlier := await self._earlier(request)) is not None:
                 return earlier
+            if (await self._store.load_lane(request.new)).is_being_removed:
+                raise SessionBeingDeleted.of(request.new.session_id) from None
             raise _exists(request) from None
         except Stale:
             raise SessionNotFound.of(request.source.session_id) from None

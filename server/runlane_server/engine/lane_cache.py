@@ -50,6 +50,8 @@ class LaneCache:
         """
         if mailbox.lane is None:
             mailbox.lane = self._recent.take(key)
+        if mailbox.lane is not None and mailbox.lane.is_being_removed:
+            mailbox.is_outdated = True  # it ends without a commit of the lane
         if mailbox.lane is not None and not mailbox.is_outdated:
             return mailbox.lane, LaneOrigin.CACHED
         is_first_sight = creates and mailbox.lane is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ PAUSE_FACTOR = 4
 SHORTEST_PAUSE = 0.05
 LONGEST_PAUSE = 60.0
 PAUSE_BY_SIZE = 5.0
+REMOVAL_PAUSE = 5.0
 """Seconds between two checks for something to remove."""
 
 
@@ -58,7 +60,15 @@ def retention_tasks(
 
     `now` returns seconds since 1970.
     """
-    work = [_repeat("deleted runs forgotten", _DeletedRuns(coordinator, now).step, LONGEST_PAUSE)]
+    work = [
+        _repeat("deleted runs forgotten", _DeletedRuns(coordinator, now).step, LONGEST_PAUSE),
+        _repeat(
+            "deleted sessions removed",
+            _Removals(coordinator).step,
+            REMOVAL_PAUSE,
+            wake=coordinator.sessions.deleted,
+        ),
+    ]
     if retention.events is not None or retention.event_bytes is not None:
         events = _EventCleaner(coordinator, retention, now)
         by_size = PAUSE_BY_SIZE if retention.event_bytes is not None else LONGEST_PAUSE
@@ -76,11 +86,20 @@ def _pause(age: float | None, longest: float) -> float:
 
 
 async def _repeat(
-    log_event: str, step: Callable[[], Awaitable[tuple[int, bool]]], pause: float
+    log_event: str,
+    step: Callable[[], Awaitable[tuple[int, bool]]],
+    pause: float,
+    *,
+    wake: asyncio.Event | None = None,
 ) -> None:
-    """Repeats a step, which returns the number of items removed and whether there may be more."""
+    """Repeats a step, which returns the number of items removed and whether there may be more.
+
+    `wake` ends a pause early.
+    """
     total = 0
+    wake = wake or asyncio.Event()
     while True:
+        wake.clear()
         begun = time.monotonic()
         try:
             removed, more = await step()
@@ -91,7 +110,12 @@ async def _repeat(
         if total and not more:
             log.info(log_event, removed=total)
             total = 0
-        await asyncio.sleep((time.monotonic() - begun) * PAUSE_FACTOR if more else pause)
+        if more:
+            await asyncio.sleep((time.monotonic() - begun) * PAUSE_FACTOR)
+            continue
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await wake.wait()
 
 
 class _EventCleaner:
@@ -126,6 +150,17 @@ class _DeletedRuns:
         before = _micros(self._now() - DELETED_KEPT)
         forgotten = await self._store.forget_deleted(before, DELETED_STEP)
         return forgotten, forgotten == DELETED_STEP
+
+
+class _Removals:
+    """Removes what belonged to deleted sessions."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._store = coordinator.store
+
+    async def step(self) -> tuple[int, bool]:
+        """Removes a piece; it counts nothing, as most sessions go without one."""
+        return 0, await self._store.remove_deleted()
 
 
 class _SessionCleaner:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from runlane_server.access.admission import Admission
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.core import lane as rules
-from runlane_server.core.errors import CorruptRecord, SessionExists, SessionMissing
+from runlane_server.core.errors import (
+    CorruptRecord,
+    SessionBeingDeleted,
+    SessionExists,
+    SessionMissing,
+)
 from runlane_server.core.model import NO_LABELS, Micros, Session, SessionKey
 from runlane_server.engine.agent_table import AgentTable
 from runlane_server.engine.editing import SessionChange, edit_session
@@ -42,6 +48,8 @@ class Sessions:
         self._now = now
         self._new_id = new_id
         self._check_open = check_open
+        self.deleted = asyncio.Event()
+        """Set by a deletion: something may be left to remove."""
 
     async def create(
         self,
@@ -56,8 +64,8 @@ class Sessions:
         """Creates a session; generates a missing id.
 
         `agent` is the agent of its runs that name none; `allowed_agents` are those that the caller
-        may use, None: all. Raises SessionExists, AgentNotFound, PermissionDenied, Draining and
-        QuotaExceeded.
+        may use, None: all. Raises SessionExists, SessionBeingDeleted, AgentNotFound,
+        PermissionDenied, Draining and QuotaExceeded.
         """
         self._check_open()
         if agent:
@@ -71,6 +79,7 @@ class Sessions:
         try:
             await self._store.create_session(made)
         except SessionTaken:
+            await self._check_removed(key)
             raise SessionExists(f"session {key.session_id!r} exists already") from None
         self._stored.add(tenant, SESSION_BYTES + session_weight(title, metadata))
         return made.as_session()
@@ -139,6 +148,9 @@ class Sessions:
     async def delete(self, session_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Deletes an idle session with its runs and transcript. Terminal events stay in the log.
 
+        It is gone when this returns. The rows of a large one are removed afterwards, and its id is
+        taken until then; see `Store.remove_deleted`.
+
         A session whose records cannot be read is deleted with its open runs, which end as failed.
         Raises SessionMissing, SessionNotFound and SessionBusy.
         """
@@ -161,9 +173,15 @@ class Sessions:
         except CorruptRecord:
             return True
 
+    async def _check_removed(self, key: SessionKey) -> None:
+        """Raises SessionBeingDeleted if the id is that of a deleted session."""
+        if (await self._store.load_lane(key)).is_being_removed:
+            raise SessionBeingDeleted.of(key.session_id)
+
     async def _remove(self, key: SessionKey, since: tuple[int, int] | None = None) -> None:
         try:
             await self._lanes.post(key, lambda lane, _: rules.remove(lane, unchanged_since=since))
         except CorruptRecord:
             await self._store.discard(key, self._now())
             self._agents.forget_session(key)
+        self.deleted.set()

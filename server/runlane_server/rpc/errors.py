@@ -34,6 +34,7 @@ STATUS: Mapping[str, StatusCode] = MappingProxyType(
         "TURN_NOT_FOUND": StatusCode.NOT_FOUND,
         "TURN_NOT_FINISHED": StatusCode.FAILED_PRECONDITION,
         "SESSION_BUSY": StatusCode.FAILED_PRECONDITION,
+        "SESSION_BEING_DELETED": StatusCode.UNAVAILABLE,
         "RUN_MISSING": StatusCode.INVALID_ARGUMENT,
         "RUN_NOT_FOUND": StatusCode.NOT_FOUND,
         "RUN_ID_CONFLICT": StatusCode.ALREADY_EXISTS,

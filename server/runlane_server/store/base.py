@@ -493,6 +493,15 @@ class Store(Protocol):
         Their ids can then be used again.
         """
 
+    async def remove_deleted(self) -> bool:
+        """Removes a piece of what belonged to deleted sessions and to forks that failed; returns
+        whether there was anything to remove.
+
+        A commit that deletes a session removes all of a small one. For readers the rest does not
+        exist; until it is gone, the id of the session is taken (`Lane.is_being_removed`). It may be
+        called on any node.
+        """
+
     # Reading. Reads see committed data only.
 
     async def load_lane(self, key: SessionKey) -> Lane:

@@ -31,6 +31,10 @@ RUN_COLUMNS = """\
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
     revision, last_update,
+    EXISTS (
+        SELECT 1 FROM removals
+        WHERE removals.tenant = runs.tenant AND removals.session_id = runs.session_id
+    ) AS is_removed,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -40,6 +44,15 @@ SESSION_COLUMNS = """\
     created_no, session_id, title, metadata, active_run_id, waiting_runs, input_tokens,
     output_tokens, cache_read_tokens, cache_write_tokens, requests, created_at, updated_at, agent,
     origin_id, origin_turn"""
+
+
+_NOT_REMOVED = """\
+(
+    SELECT count(*) FROM removals
+    WHERE removals.tenant = runs.tenant AND removals.session_id = runs.session_id
+) = 0"""
+"""The condition that a run does not belong to a deleted session. A count, because a database would
+join the table for NOT EXISTS, and choose another order."""
 
 
 class Statement(NamedTuple):
@@ -210,6 +223,8 @@ class _Query:
         """`items`: the matching rows among the first `COUNT_ROWS`; `seen`: all rows of the list, up
         to one more than that."""
         seen = f"SELECT count(*) FROM (\n{source} LIMIT {COUNT_ROWS + 1}\n) AS found"
+        if self.table.name == "runs":
+            self.rows.append(_NOT_REMOVED)
         items = f"SELECT count(*) {self._rows(source, COUNT_ROWS)}"
         return self._statement(f"SELECT (\n{items}\n) AS items, (\n{seen}\n) AS seen")
 

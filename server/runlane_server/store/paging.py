@@ -82,6 +82,14 @@ def list_page(
     return Page(tuple([item(row) for row in found[:limit]]), place)
 
 
+def without_removed(
+    page: Page[Row, ListPlace], decode: Callable[[Row], Item]
+) -> Page[Item, ListPlace]:
+    """A page of runs without those of deleted sessions, which are still to be removed."""
+    kept: Sequence[Any] = page.items
+    return Page(tuple([decode(row) for row in kept if not row["is_removed"]]), page.next)
+
+
 def messages_page(messages: Sequence[Message], *, more: bool) -> Page[Message, tuple[int, int]]:
     """A page of a transcript."""
     place = (messages[-1].turn, messages[-1].ordinal) if more else None

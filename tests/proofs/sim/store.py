@@ -356,6 +356,10 @@ class SimStore:
         """Forgets runs that were deleted long ago."""
         return int(await self._write(lambda: self._disk.data.forget_deleted(before, limit)))
 
+    async def remove_deleted(self) -> bool:
+        """Removes a piece of what belonged to deleted sessions."""
+        return bool(await self._write(self._disk.data.remove_deleted))
+
     async def _write(self, write: Callable[[], Coroutine[Any, Any, Any]], **concerned: Any) -> Any:
         self._check()
         if self._closing:

@@ -605,11 +605,20 @@ async def test_r25_node_that_missed_the_removal_of_one_tenants_events_gets_the_o
         assert (two.position, two.compacted_of("quiet"), two.compacted_of("busy")) == (9, 0, 8)
 
 
-BEFORE_WEBHOOKS_OF_RUNS = """
+BEFORE_REMOVALS = """
+    DROP FUNCTION remove_next, remove_copy_piece, remove_piece, remove_runs;
+    DROP TABLE removals, dropped_copies;
+    CREATE TRIGGER remove_lane_events AFTER DELETE ON sessions
+    FOR EACH ROW EXECUTE FUNCTION remove_lane_events();
+"""
+"""Takes step 23 of the schema back."""
+
+BEFORE_WEBHOOKS_OF_RUNS = f"""
+    {BEFORE_REMOVALS}
     DROP FUNCTION insert_webhook;
     ALTER TABLE webhooks DROP COLUMN run_id;
 """
-"""Takes step 22 of the schema back."""
+"""Takes the steps from 22 on of the schema back."""
 
 BEFORE_FENCE = f"""
     {BEFORE_WEBHOOKS_OF_RUNS}

@@ -214,16 +214,24 @@ async def test_migrations_are_done_once(path: Path) -> None:
     assert schema() == first
 
 
-BEFORE_WEBHOOKS_OF_RUNS = """
+BEFORE_REMOVALS = """
+    DROP TRIGGER hold_removed_id;
+    DROP TRIGGER delete_copy;
+    DROP TRIGGER delete_unfinished_copy;
+    DROP TABLE removals;
+    DROP TABLE dropped_copies;
+"""
+"""Takes most of step 18 of the schema back; `BEFORE_FORKS` has the rest."""
+
+BEFORE_WEBHOOKS_OF_RUNS = f"""
+    {BEFORE_REMOVALS}
     DROP INDEX webhooks_of_run;
     ALTER TABLE webhooks DROP COLUMN run_id;
 """
-"""Takes step 17 of the schema back."""
+"""Takes the steps from 17 on of the schema back."""
 
 BEFORE_FORKS = f"""
     {BEFORE_WEBHOOKS_OF_RUNS}
-    DROP TRIGGER delete_copy;
-    DROP TRIGGER delete_unfinished_copy;
     DROP INDEX sessions_by_copy;
     ALTER TABLE sessions DROP COLUMN origin_id;
     ALTER TABLE sessions DROP COLUMN origin_turn;
@@ -475,6 +483,9 @@ async def test_no_statement_walks_a_table(store: SqliteStore, name: str) -> None
         "insert_event": ["SCAN ended"],  # the one row of its parameters
         "insert_input": ["SCAN one"],  # the one row of its parameters
         "log_sizes": ["SCAN names", "SCAN names"],  # of tenants, each found by a seek
+        "has_removals": ["SCAN removals", "SCAN dropped_copies"],  # one row of each
+        "oldest_dropped_copy": ["SCAN dropped_copies"],  # from its beginning, and only one of it
+        "oldest_removal": ["SCAN removals"],
         "oldest_event": ["SCAN events"],  # from its beginning, and only one of it
         "stored_bytes": ["SCAN (subquery-1)"],  # a piece of them, which a seek has found
         "tenant_logs": ["SCAN tenant_logs"],  # once, at the start

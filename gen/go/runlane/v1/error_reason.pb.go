@@ -122,6 +122,9 @@ const (
 	// FAILED_PRECONDITION: the turn, or one before it, has not finished. The metadata `finished_turn` has
 	// the last one that can be used now.
 	ErrorReason_ERROR_REASON_TURN_NOT_FINISHED ErrorReason = 55
+	// UNAVAILABLE: a session with this id was deleted, and its records are being removed, which takes
+	// some seconds for thousands of runs. Retry later (RetryInfo), or use another id.
+	ErrorReason_ERROR_REASON_SESSION_BEING_DELETED ErrorReason = 62
 )
 
 // Enum value maps for ErrorReason.
@@ -165,46 +168,48 @@ var (
 		53: "ERROR_REASON_ALREADY_STARTED",
 		54: "ERROR_REASON_TURN_NOT_FOUND",
 		55: "ERROR_REASON_TURN_NOT_FINISHED",
+		62: "ERROR_REASON_SESSION_BEING_DELETED",
 	}
 	ErrorReason_value = map[string]int32{
-		"ERROR_REASON_UNSPECIFIED":        0,
-		"ERROR_REASON_EMPTY_PROMPT":       1,
-		"ERROR_REASON_SESSION_MISSING":    2,
-		"ERROR_REASON_SESSION_NOT_FOUND":  3,
-		"ERROR_REASON_SESSION_EXISTS":     4,
-		"ERROR_REASON_SESSION_BUSY":       5,
-		"ERROR_REASON_RUN_MISSING":        6,
-		"ERROR_REASON_RUN_NOT_FOUND":      7,
-		"ERROR_REASON_RUN_ID_CONFLICT":    8,
-		"ERROR_REASON_QUEUE_FULL":         9,
-		"ERROR_REASON_OVERLOADED":         10,
-		"ERROR_REASON_PROMPT_TOO_LARGE":   11,
-		"ERROR_REASON_CURSOR_INVALID":     12,
-		"ERROR_REASON_CURSOR_COMPACTED":   13,
-		"ERROR_REASON_PAGE_TOKEN_INVALID": 14,
-		"ERROR_REASON_INVALID_ARGUMENT":   15,
-		"ERROR_REASON_DRAINING":           16,
-		"ERROR_REASON_STORE_UNAVAILABLE":  17,
-		"ERROR_REASON_UNAUTHENTICATED":    18,
-		"ERROR_REASON_PERMISSION_DENIED":  19,
-		"ERROR_REASON_INTERNAL":           20,
-		"ERROR_REASON_QUOTA_EXCEEDED":     21,
-		"ERROR_REASON_GATE_NOT_FOUND":     22,
-		"ERROR_REASON_UNSUPPORTED":        23,
-		"ERROR_REASON_CORRUPT_RECORD":     24,
-		"ERROR_REASON_RUN_DELETED":        25,
-		"ERROR_REASON_AGENT_NOT_FOUND":    26,
-		"ERROR_REASON_INPUT_NOT_FOUND":    30,
-		"ERROR_REASON_INPUT_CLOSED":       31,
-		"ERROR_REASON_ANSWER_INVALID":     32,
-		"ERROR_REASON_WEBHOOK_NOT_FOUND":  40,
-		"ERROR_REASON_WEBHOOK_CHANGED":    41,
-		"ERROR_REASON_EDIT_CONFLICT":      50,
-		"ERROR_REASON_ACTIVE_RUN_CHANGED": 51,
-		"ERROR_REASON_ANCHOR_NOT_WAITING": 52,
-		"ERROR_REASON_ALREADY_STARTED":    53,
-		"ERROR_REASON_TURN_NOT_FOUND":     54,
-		"ERROR_REASON_TURN_NOT_FINISHED":  55,
+		"ERROR_REASON_UNSPECIFIED":           0,
+		"ERROR_REASON_EMPTY_PROMPT":          1,
+		"ERROR_REASON_SESSION_MISSING":       2,
+		"ERROR_REASON_SESSION_NOT_FOUND":     3,
+		"ERROR_REASON_SESSION_EXISTS":        4,
+		"ERROR_REASON_SESSION_BUSY":          5,
+		"ERROR_REASON_RUN_MISSING":           6,
+		"ERROR_REASON_RUN_NOT_FOUND":         7,
+		"ERROR_REASON_RUN_ID_CONFLICT":       8,
+		"ERROR_REASON_QUEUE_FULL":            9,
+		"ERROR_REASON_OVERLOADED":            10,
+		"ERROR_REASON_PROMPT_TOO_LARGE":      11,
+		"ERROR_REASON_CURSOR_INVALID":        12,
+		"ERROR_REASON_CURSOR_COMPACTED":      13,
+		"ERROR_REASON_PAGE_TOKEN_INVALID":    14,
+		"ERROR_REASON_INVALID_ARGUMENT":      15,
+		"ERROR_REASON_DRAINING":              16,
+		"ERROR_REASON_STORE_UNAVAILABLE":     17,
+		"ERROR_REASON_UNAUTHENTICATED":       18,
+		"ERROR_REASON_PERMISSION_DENIED":     19,
+		"ERROR_REASON_INTERNAL":              20,
+		"ERROR_REASON_QUOTA_EXCEEDED":        21,
+		"ERROR_REASON_GATE_NOT_FOUND":        22,
+		"ERROR_REASON_UNSUPPORTED":           23,
+		"ERROR_REASON_CORRUPT_RECORD":        24,
+		"ERROR_REASON_RUN_DELETED":           25,
+		"ERROR_REASON_AGENT_NOT_FOUND":       26,
+		"ERROR_REASON_INPUT_NOT_FOUND":       30,
+		"ERROR_REASON_INPUT_CLOSED":          31,
+		"ERROR_REASON_ANSWER_INVALID":        32,
+		"ERROR_REASON_WEBHOOK_NOT_FOUND":     40,
+		"ERROR_REASON_WEBHOOK_CHANGED":       41,
+		"ERROR_REASON_EDIT_CONFLICT":         50,
+		"ERROR_REASON_ACTIVE_RUN_CHANGED":    51,
+		"ERROR_REASON_ANCHOR_NOT_WAITING":    52,
+		"ERROR_REASON_ALREADY_STARTED":       53,
+		"ERROR_REASON_TURN_NOT_FOUND":        54,
+		"ERROR_REASON_TURN_NOT_FINISHED":     55,
+		"ERROR_REASON_SESSION_BEING_DELETED": 62,
 	}
 )
 
@@ -240,7 +245,8 @@ var File_runlane_v1_error_reason_proto protoreflect.FileDescriptor
 const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
 	"\x1drunlane/v1/error_reason.proto\x12\n" +
-	"runlane.v1*\xf3\t\n" +
+	"runlane.v1*\x9b\n" +
+	"\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ERROR_REASON_EMPTY_PROMPT\x10\x01\x12 \n" +
@@ -280,7 +286,8 @@ const file_runlane_v1_error_reason_proto_rawDesc = "" +
 	"\x1fERROR_REASON_ANCHOR_NOT_WAITING\x104\x12 \n" +
 	"\x1cERROR_REASON_ALREADY_STARTED\x105\x12\x1f\n" +
 	"\x1bERROR_REASON_TURN_NOT_FOUND\x106\x12\"\n" +
-	"\x1eERROR_REASON_TURN_NOT_FINISHED\x107B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
+	"\x1eERROR_REASON_TURN_NOT_FINISHED\x107\x12&\n" +
+	"\"ERROR_REASON_SESSION_BEING_DELETED\x10>B-Z+runlane.example/gen/go/runlane/v1;runlanev1b\x06proto3"
 
 var (
 	file_runlane_v1_error_reason_proto_rawDescOnce sync.Once

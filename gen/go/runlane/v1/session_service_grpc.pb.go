@@ -51,7 +51,9 @@ type SessionServiceClient interface {
 	// Lists sessions, most recently created first unless the request has another order.
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
-	// terminal events.
+	// terminal events. It is gone when the call returns. The records of a large session, beyond about
+	// 200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
+	// would create a session.
 	DeleteSession(ctx context.Context, in *DeleteSessionRequest, opts ...grpc.CallOption) (*DeleteSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(ctx context.Context, in *ListMessagesRequest, opts ...grpc.CallOption) (*ListMessagesResponse, error)
@@ -181,7 +183,9 @@ type SessionServiceServer interface {
 	// Lists sessions, most recently created first unless the request has another order.
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
-	// terminal events.
+	// terminal events. It is gone when the call returns. The records of a large session, beyond about
+	// 200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
+	// would create a session.
 	DeleteSession(context.Context, *DeleteSessionRequest) (*DeleteSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(context.Context, *ListMessagesRequest) (*ListMessagesResponse, error)

@@ -9,6 +9,7 @@ from runlane_server.core.errors import (
     ActiveRunChanged,
     IllegalCommand,
     QueueFull,
+    SessionBeingDeleted,
     SessionBusy,
     SessionNotFound,
 )
@@ -53,8 +54,9 @@ def accept(
 ) -> Transition[LaneRun]:
     """Turns a reservation into a run. Replies with it, or with the run that already has this id.
 
-    Raises SessionNotFound (R2), AgentNotFound and PermissionDenied (R31), ActiveRunChanged,
-    SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the reservation does not exist.
+    Raises SessionNotFound (R2), SessionBeingDeleted, AgentNotFound and PermissionDenied (R31),
+    ActiveRunChanged, SessionBusy (REJECT, R27), QueueFull, and IllegalCommand if the reservation
+    does not exist.
     """
     held = next((held for held in lane.reservations if held.token == token), None)
     if held is None:
@@ -66,6 +68,8 @@ def accept(
         return edit.done(reply=known)
     if not (lane.exists or allow_missing):
         raise SessionNotFound.of(lane.key.session_id)
+    if lane.is_being_removed:
+        raise SessionBeingDeleted.of(lane.key.session_id)
     agent = agents.choose(request.agent, lane.agent)
     if request.expected_active not in {"", lane.active_run_id}:
         raise ActiveRunChanged.of(lane.key.session_id, request.expected_active, lane.active_run_id)

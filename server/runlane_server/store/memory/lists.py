@@ -36,7 +36,9 @@ def matching_runs(
     return [
         (_place_of(row.number, row.run, wanted), row.shown.without_text)
         for key, row in tables.runs.items()
-        if key.tenant == tenant and wanted.matches(row.run)
+        if key.tenant == tenant
+        and wanted.matches(row.run)
+        and not tables.is_removed(tenant, row.run.session_id)
     ]
 
 

@@ -222,6 +222,9 @@ class MemoryStore:
     async def forget_deleted(self, before: Micros, limit: int) -> int:
         return self._tables.forget_deleted(before, limit)
 
+    async def remove_deleted(self) -> bool:
+        return self._tables.remove_deleted()
+
     # Reading
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -233,12 +236,11 @@ class MemoryStore:
         return [_busy(lane) for lane in lanes]
 
     async def get_run(self, key: RunKey) -> Run | None:
-        row = self._tables.runs.get(key)
+        row = self._tables.shown(key)
         return None if row is None else row.shown
 
     async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
-        _, deleted = self._tables.deleted.get(key, (0, None))
-        return deleted
+        return self._tables.deleted_run(key)
 
     async def position_of(self, key: RunKey) -> Position | None:
         return self._log.position_of(key)
@@ -281,8 +283,7 @@ class MemoryStore:
         return LanePage(tuple(page), row.log_start, row.session.created_at)
 
     async def get_input(self, tenant: str, input_request_id: str) -> InputRequest | None:
-        row = self._tables.inputs.get((tenant, input_request_id))
-        return None if row is None else row.request
+        return self._tables.input_request(tenant, input_request_id)
 
     async def find_input(self, key: RunKey, question_key: str) -> InputRequest | None:
         for (tenant, _), row in reversed(self._tables.inputs.items()):
@@ -308,6 +309,7 @@ class MemoryStore:
             and session_id in {None, row.request.session_id}
             and run_id in {None, row.request.run_id}
             and (not states or row.request.state in states)
+            and not self._tables.is_removed(owner, row.request.session_id)
         )
         return _page(found, after, limit)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from runlane_server.core.input import InputChange, InputRequest, InputState
@@ -52,6 +52,8 @@ from runlane_server.store.weight import (
     session_weight,
 )
 
+PIECE_RUNS = 200
+
 
 @dataclass(slots=True)
 class RunRow:
@@ -95,13 +97,19 @@ class InputRow:
 
 
 class Tables:
-    """All sessions and runs. A write raises before it changes anything."""
+    """All sessions and runs. A write raises before it changes anything.
+
+    `piece_runs`: the most runs of a deleted session that are removed at once.
+    """
 
     def __init__(self) -> None:
+        self.piece_runs = PIECE_RUNS
         self.sessions: dict[SessionKey, SessionRow] = {}
         self.runs: dict[RunKey, RunRow] = {}
         self.inputs: dict[tuple[str, str], InputRow] = {}
         self.deleted: dict[RunKey, tuple[Micros, DeletedRun]] = {}
+        self.removals: dict[SessionKey, list[str]] = {}
+        """The runs of deleted sessions that are still to be removed."""
         self._numbers = 0
 
     def commit(self, base_version: int, transition: Transition) -> None:
@@ -145,7 +153,7 @@ class Tables:
 
     def create_session(self, new: NewSession) -> None:
         """Creates a session. Raises SessionTaken."""
-        if new.key in self.sessions:
+        if new.key in self.sessions or new.key in self.removals:
             raise SessionTaken
         row = self._new_session(Lane(new.key, version=1, agent=new.agent), new.created_at)
         row.session = replace(row.session, title=new.title, metadata=new.metadata, agent=new.agent)
@@ -198,10 +206,22 @@ class Tables:
         decided before the last of them was added."""
         row = self.sessions.get(key)
         if row is None or row.lane.active is None:
-            return Lane(key) if row is None else row.lane
+            return self._missing(key) if row is None else row.lane
         run_id = row.lane.active.run_id
         events = self.runs[RunKey(key.tenant, run_id)].events
         return _with_events(row.lane, run_id, events[-1].index)
+
+    def _missing(self, key: SessionKey) -> Lane:
+        return Lane(key, is_being_removed=key in self.removals)
+
+    def shown(self, key: RunKey) -> RunRow | None:
+        """A run, unless its session was deleted."""
+        row = self.runs.get(key)
+        return None if row is None or self.is_removed(key.tenant, row.run.session_id) else row
+
+    def is_removed(self, tenant: str, session_id: str) -> bool:
+        """Whether something of a deleted session is still to be removed."""
+        return bool(self.removals) and SessionKey(tenant, session_id) in self.removals
 
     def events_size(self, key: RunKey) -> int:
         """The size in bytes of the events of a run that has ended, without its RunComplete; 0 if
@@ -226,6 +246,8 @@ class Tables:
         session = self.sessions.get(key)
         if base_version != (0 if session is None else session.lane.version):
             raise Stale.lane()
+        if session is None and key in self.removals:
+            raise Stale.lane()
         for change in transition.runs:
             run = RunKey(key.tenant, change.run.run_id)
             if change.request is not None and (run in self.runs or run in self.deleted):
@@ -236,32 +258,60 @@ class Tables:
                 raise Stale.run()
 
     def remove(self, key: SessionKey) -> None:
-        """Removes a session with all that belongs to it."""
+        """Removes a session, with the first piece of what belongs to it."""
+        row = self.sessions.pop(key)
+        # Open runs, of a session that is discarded, go at once.
+        open_runs = {run.run_id for run in row.lane.runs}
+        self._remove_runs(key, open_runs)
+        self.removals[key] = [it for it in row.run_ids if it not in open_runs]
+        self._remove_piece(key)
+
+    def remove_deleted(self) -> bool:
+        """Removes a piece of what belongs to deleted sessions; returns whether there was any."""
+        key = next(iter(self.removals), None)
+        if key is not None:
+            self._remove_piece(key)
+        return key is not None
+
+    def _remove_piece(self, key: SessionKey) -> None:
+        left = self.removals[key]
+        piece = left[-self.piece_runs :]
+        del left[-self.piece_runs :]
+        self._remove_runs(key, set(piece))
+        if not left:
+            del self.removals[key]
+
+    def _remove_runs(self, key: SessionKey, run_ids: Collection[str]) -> None:
         at = time.time_ns() // 1_000
-        run_ids = self.sessions.pop(key).run_ids
-        gone = set(run_ids)
-        for name in [it for it, row in self.inputs.items() if row.request.run_id in gone]:
+        for name in [it for it, row in self.inputs.items() if row.request.run_id in run_ids]:
             if name[0] == key.tenant:
                 del self.inputs[name]
         for run_id in run_ids:
             row = self.runs.pop(RunKey(key.tenant, run_id))
-            self.deleted[RunKey(key.tenant, run_id)] = (
-                at,
-                DeletedRun(key.session_id, row.run.prompt_fingerprint, row.events[-1].index),
-            )
+            self.deleted[RunKey(key.tenant, run_id)] = (at, _as_deleted(row))
 
     def trim(self, key: RunKey) -> None:
         """Removes the events of a run that has ended, except for the last one, and the log of its
         lane up to its end."""
         row = self.runs[key]
         del row.events[:-1]
-        session = self.sessions[SessionKey(key.tenant, row.run.session_id)]
+        session = self.sessions.get(SessionKey(key.tenant, row.run.session_id))
+        if session is None:
+            return  # it was deleted
         last = row.events[-1]
         for entry in session.log:
             if (entry.event.run_id, entry.event.index) == (last.run_id, last.index):
                 session.log_start = entry.place
                 session.log = [it for it in session.log if it.place > entry.place]
                 return
+
+    def deleted_run(self, key: RunKey) -> DeletedRun | None:
+        """A run whose session was deleted."""
+        row = self.runs.get(key)
+        if row is not None and self.is_removed(key.tenant, row.run.session_id):
+            return _as_deleted(row)
+        _, deleted = self.deleted.get(key, (0, None))
+        return deleted
 
     def forget_deleted(self, before: Micros, limit: int) -> int:
         """Forgets the runs that were deleted before a time."""
@@ -324,7 +374,9 @@ class Tables:
     def input_request(self, tenant: str, name: str) -> InputRequest | None:
         """An input request."""
         row = self.inputs.get((tenant, name))
-        return None if row is None else row.request
+        if row is None or self.is_removed(tenant, row.request.session_id):
+            return None
+        return row.request
 
     def _new_session(self, lane: Lane, at: Micros) -> SessionRow:
         session = Session(
@@ -344,6 +396,10 @@ class Tables:
     def _next_number(self) -> int:
         self._numbers += 1
         return self._numbers
+
+
+def _as_deleted(row: RunRow) -> DeletedRun:
+    return DeletedRun(row.run.session_id, row.run.prompt_fingerprint, row.events[-1].index)
 
 
 def place_of(message: Message) -> MessagePlace:

@@ -10,7 +10,7 @@ from runlane_server.store.base import Page
 from runlane_server.store.codec import encode_metadata
 from runlane_server.store.lookup import Count, ListPlace, RunFilter, SessionFilter
 from runlane_server.store.lookup_sql import Dialect, Lookup, Statement, count_from, runs, sessions
-from runlane_server.store.paging import list_page
+from runlane_server.store.paging import list_page, without_removed
 from runlane_server.store.postgres.pool import Pool
 from runlane_server.store.postgres.text import escape, unescape
 from runlane_server.store.records import run_from, session_from
@@ -35,7 +35,8 @@ async def list_runs(
 ) -> Page[Run, ListPlace]:
     """A page of runs."""
     lookup = runs(DIALECT, tenant, wanted)
-    return await _page(pool, lookup, after, limit, lambda row: run_from(tenant, row, unescape))
+    page = await _page(pool, lookup, after, limit, lambda row: row)
+    return without_removed(page, lambda row: run_from(tenant, row, unescape))
 
 
 async def count_runs(pool: Pool, tenant: str, wanted: RunFilter) -> Count:

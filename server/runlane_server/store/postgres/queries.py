@@ -85,8 +85,11 @@ def _page(
 
 
 def lane(key: SessionKey, rows: Records) -> Lane:
-    """The lane of a session, from one row for each of its open runs. Raises CorruptRecord."""
-    return lane_from(key, lambda: _lane(key, rows)) if rows else Lane(key)
+    """The lane of a session, from one row for each of its open runs, and at least one row. Raises
+    CorruptRecord."""
+    if rows[0]["version"] is None:
+        return Lane(key, is_being_removed=rows[0]["is_removed"])
+    return lane_from(key, lambda: _lane(key, rows))
 
 
 def _lane(key: SessionKey, rows: Records) -> Lane:

@@ -309,6 +309,11 @@ class PostgresStore:
         count: int = (await self._row("forget_deleted", before, limit))["forgotten"]
         return count
 
+    async def remove_deleted(self) -> bool:
+        """See `base.Store`. One round trip. Nodes remove different sessions at the same time."""
+        removed: bool = (await self._row("remove_next"))["removed"]
+        return removed
+
     # Reading: one round trip each, unless noted otherwise
 
     async def load_lane(self, key: SessionKey) -> Lane:
@@ -318,8 +323,8 @@ class PostgresStore:
         return queries.busy_sessions(await self._rows("busy_sessions"))
 
     async def get_run(self, key: RunKey) -> Run | None:
-        row = await self._row("run", *_escaped(key))
-        return None if row is None else queries.run(key.tenant, row)
+        row: Any = await self._row("run", *_escaped(key))
+        return None if row is None or row["is_removed"] else queries.run(key.tenant, row)
 
     async def get_deleted_run(self, key: RunKey) -> DeletedRun | None:
         row = await self._row("deleted_run", *_escaped(key))

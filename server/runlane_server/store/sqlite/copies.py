@@ -9,6 +9,7 @@ import sqlite3
 from asyncio import Future
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 
 from runlane_server.core.model import (
     Attachment,
@@ -32,6 +33,7 @@ from runlane_server.store.copies import (
 from runlane_server.store.lane_log import LaneChange
 from runlane_server.store.records import message_from
 from runlane_server.store.sqlite.connection import as_is
+from runlane_server.store.sqlite.removal import remove_copy
 from runlane_server.store.sqlite.rows import Result, Rows, Unit
 from runlane_server.store.sqlite.transaction import SQL
 from runlane_server.store.weight import session_weight
@@ -124,7 +126,8 @@ def fork_unit(plan: CopyPlan, session: NewSession, future: Future[Result]) -> Un
 
 def drop_unit(plan: CopyPlan, future: Future[Result]) -> Unit:
     """The unit that removes a copy that no session has."""
-    return Unit(plan.source.tenant, {"drop_copy": [(plan.copy_id,)]}, future)
+    drops = partial(remove_copy, copy_id=plan.copy_id)
+    return Unit(plan.source.tenant, {"drop_copy": [(plan.copy_id,)]}, future, removes=drops)
 
 
 # --- Reading ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from runlane_server.store.base import Page
 from runlane_server.store.codec import encode_metadata
 from runlane_server.store.lookup import Count, ListPlace, RunFilter, SessionFilter
 from runlane_server.store.lookup_sql import Dialect, Lookup, Statement, count_from, runs, sessions
-from runlane_server.store.paging import list_page
+from runlane_server.store.paging import list_page, without_removed
 from runlane_server.store.records import run_from, session_from
 from runlane_server.store.sqlite.connection import as_is
 
@@ -39,7 +39,8 @@ def list_runs(
 ) -> Page[Run, ListPlace]:
     """A page of runs."""
     lookup = runs(DIALECT, tenant, wanted)
-    return _page(db, lookup, after, limit, lambda row: run_from(tenant, row, as_is))
+    page = _page(db, lookup, after, limit, lambda row: row)
+    return without_removed(page, lambda row: run_from(tenant, row, as_is))
 
 
 def count_runs(db: sqlite3.Connection, tenant: str, wanted: RunFilter) -> Count:

@@ -79,7 +79,11 @@ from runlane_server.store.weight import SESSION_BYTES
 def lane(db: sqlite3.Connection, key: SessionKey) -> Lane:
     """The lane of a session. Raises CorruptRecord."""
     rows = db.execute(SQL["lane"], key).fetchall()
-    return lane_from(key, lambda: _lane(key, rows)) if rows else Lane(key)
+    if not rows:
+        return Lane(
+            key, is_being_removed=bool(db.execute(SQL["is_being_removed"], key).fetchone()[0])
+        )
+    return lane_from(key, lambda: _lane(key, rows))
 
 
 def lane_version(db: sqlite3.Connection, key: SessionKey) -> int:
@@ -131,13 +135,20 @@ def run(db: sqlite3.Connection, key: RunKey) -> Run | None:
     if number is None:
         return None
     row = db.execute(SQL["run"], dict(number)).fetchone()
+    if row["is_removed"]:
+        return None
     return run_from(key.tenant, row, as_is, lambda: _answer(db, key.tenant, row))
 
 
 def deleted_run(db: sqlite3.Connection, key: RunKey) -> DeletedRun | None:
     """A run whose session was deleted."""
-    row = db.execute(SQL["deleted_run"], key).fetchone()
+    row = db.execute(SQL["deleted_run"], key._asdict()).fetchone()
     return None if row is None else deleted_run_from(key, row, as_is)
+
+
+def has_removals(db: sqlite3.Connection) -> bool:
+    """Whether something that was deleted is still to be removed."""
+    return bool(db.execute(SQL["has_removals"]).fetchone()[0])
 
 
 def count_deleted(db: sqlite3.Connection, before: Micros, limit: int) -> int:

@@ -5,10 +5,11 @@ A unit is encoded in the call, so that its rows are ready when its batch is writ
 
 from __future__ import annotations
 
-import time
+import sqlite3
 from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 from runlane_server.core.input import InputChange, InputState
@@ -45,6 +46,7 @@ from runlane_server.store.inputs import (
     input_weight,
 )
 from runlane_server.store.lane_log import LaneChange, entries_of
+from runlane_server.store.sqlite.removal import remove_first, remove_next
 from runlane_server.store.weight import (
     kept_weight,
     logged_event_weight,
@@ -88,6 +90,8 @@ Result: TypeAlias = Exception | CompactionStep | None
 class Unit:
     """Rows that are written together or not at all. See `batching.WriteUnit`.
 
+    `removes` removes a piece of what was deleted, after these rows were written.
+
     `logged` are the rows of its terminal events, and `inputs` those of its input requests, without
     their positions. `size` is roughly that of
     its texts, in characters.
@@ -106,6 +110,7 @@ class Unit:
     lane_change: LaneChange | None = None
     first_position: int = field(default=0)
     size: int = 0
+    removes: Callable[[sqlite3.Connection], None] | None = None
 
 
 @dataclass(slots=True)
@@ -123,7 +128,7 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
     key = transition.lane.key
     completes = transition.completes
     if transition.removed:
-        rows = _removal(key, base_version)
+        rows: Rows = {"delete_session": [(*key, base_version)], "begin_removal": [key]}
     else:
         rows = _change(base_version, transition, completes)
     return Unit(
@@ -143,22 +148,22 @@ def commit_unit(base_version: int, transition: Transition, future: Future[Result
             transition.events,
         ),
         size=sum([len(row[-1] or "") for row in rows.get("insert_message", ())]),
+        removes=partial(remove_first, key=key, has_open_runs=False) if transition.removed else None,
     )
 
 
 def discard_unit(key: SessionKey, completes: Sequence[RunComplete], future: Future[Result]) -> Unit:
     """The unit of the removal of a session at any version."""
-    rows = _removal(key, 0) | {"discard_session": [key]}
-    del rows["delete_session"]
     return Unit(
         key.tenant,
-        rows,
+        {"discard_session": [key], "begin_removal": [key]},
         future,
         lane=key,
         changed=[complete.run_id for complete in completes],
         completes=tuple(completes),
         logged=[_log_row(key, complete) for complete in completes],
         lane_change=LaneChange(key, 0, 0),
+        removes=partial(remove_first, key=key, has_open_runs=True),
     )
 
 
@@ -233,19 +238,9 @@ def forget_unit(before: Micros, limit: int, future: Future[Result]) -> Unit:
     return Unit("", {"forget_deleted": [(before, limit)]}, future)
 
 
-def _removal(key: SessionKey, base_version: int) -> Rows:
-    return {
-        "delete_session": [(*key, base_version)],
-        "remember_runs": [(time.time_ns() // 1_000, *key)],
-        "delete_messages": [key],
-        "delete_inputs": [key],
-        "delete_run_events": [key],
-        "delete_lane_events": [key],
-        "delete_attachments": [key],
-        "delete_kept_parts": [key],
-        "delete_prompts": [key],
-        "delete_runs": [key],
-    }
+def removal_unit(future: Future[Result]) -> Unit:
+    """The unit that removes a piece of what was deleted."""
+    return Unit("", {}, future, removes=remove_next)
 
 
 def _change(base_version: int, transition: Transition, completes: Sequence[RunComplete]) -> Rows:

@@ -73,6 +73,7 @@ from runlane_server.store.sqlite.rows import (
     edit_unit,
     forget_unit,
     keep_unit,
+    removal_unit,
     session_unit,
 )
 from runlane_server.store.sqlite.webhooks import SqliteWebhooks
@@ -224,6 +225,12 @@ class SqliteStore:
         if count:
             await self._writing.write(forget_unit(before, limit, _future()))
         return count
+
+    async def remove_deleted(self) -> bool:
+        if not await self._look_up(queries.has_removals):
+            return False
+        await self._writing.write(removal_unit(_future()))
+        return True
 
     # Reading
 

@@ -46,16 +46,8 @@ STEPS = (
     Step("drop_copy", None),
     Step("delete_session", Stale.lane),
     Step("discard_session", None),
-    Step("remember_runs", None),
+    Step("begin_removal", None),
     Step("forget_deleted", None),
-    Step("delete_messages", None),
-    Step("delete_inputs", None),
-    Step("delete_run_events", None),
-    Step("delete_lane_events", None),
-    Step("delete_attachments", None),
-    Step("delete_kept_parts", None),
-    Step("delete_prompts", None),
-    Step("delete_runs", None),
     Step("insert_run", RunIdTaken),
     Step("update_run", Stale.run),
     Step("end_run", Stale.run),
@@ -165,3 +157,6 @@ def _write(db: sqlite3.Connection, units: Sequence[Unit]) -> None:
             raise refusal() from error
         if refusal is not None and count != len(rows):
             raise refusal()
+    for unit in units:
+        if unit.removes is not None:
+            unit.removes(db)

@@ -1,5 +1,7 @@
 -- The invariants of a store, by name. Each statement returns one sentence per violation. They are those
 -- of SQLite, of one snapshot: nodes may work meanwhile.
+--
+-- The rows of a session that is being removed are gone in part: no check reads them.
 
 -- name: lanes
 WITH held AS MATERIALIZED (
@@ -76,6 +78,8 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
                 THEN ' has turn ' || runs.turn || '; that of its session is ' || sessions.turn
         END AS problem
     FROM runs LEFT JOIN sessions USING (tenant, session_id)
+    WHERE (runs.tenant, runs.session_id)
+        NOT IN (SELECT tenant, session_id FROM removals)
 ) AS found WHERE problem IS NOT NULL;
 
 -- name: accept_order
@@ -123,6 +127,7 @@ SELECT 'run ' || tenant || '/' || run_id || ' is folded into ' || folded_into ||
     FROM runs AS run LEFT JOIN runs AS host
         ON host.tenant = run.tenant AND host.run_id = run.folded_into
     WHERE run.folded_into <> ''
+        AND (run.tenant, run.session_id) NOT IN (SELECT tenant, session_id FROM removals)
 ) AS found WHERE problem IS NOT NULL;
 
 -- name: messages
@@ -163,6 +168,8 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
             max(idx) FILTER (WHERE kind = 'run_complete') AS ended
         FROM run_events GROUP BY tenant, run_id
     ) AS numbered ON numbered.tenant = runs.tenant AND numbered.run_id = runs.run_id
+    WHERE (runs.tenant, runs.session_id)
+        NOT IN (SELECT tenant, session_id FROM removals)
 ) AS found WHERE problem IS NOT NULL;
 
 -- name: terminal_events
@@ -193,4 +200,6 @@ WHERE copy_id NOT IN (
     SELECT copy_id FROM sessions WHERE copy_id IS NOT NULL
     UNION ALL
     SELECT copy_id FROM unfinished_copies
+    UNION ALL
+    SELECT copy_id FROM dropped_copies
 );

@@ -81,6 +81,9 @@ SELECT pg_notify($1, $2);
 -- name: compact
 SELECT events, compacted, more FROM compact($1, $2, $3, $4, $5);
 
+-- name: remove_next
+SELECT remove_next() AS removed;
+
 -- name: forget_removed
 SELECT forget_removed($1, $2);
 
@@ -118,7 +121,8 @@ SELECT count(*) AS kept FROM kept;
 -- Reading: lanes
 
 -- name: lane
--- One row per open run; a single row with a NULL run_id if there is none. It counts the events,
+-- One row per open run; a single row with a NULL run_id if there is none, and with a NULL version if
+-- there is no session. It counts the events,
 -- because an append does not change the row of the run.
 SELECT
     sessions.version, sessions.accept_seq AS lane_accept_seq, sessions.turn AS lane_turn,
@@ -130,11 +134,13 @@ SELECT
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
-    ) AS events
-FROM sessions LEFT JOIN runs
-    ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
-        AND runs.ended_at IS NULL AND runs.run_no > 0
-WHERE sessions.tenant = $1 AND sessions.session_id = $2
+    ) AS events,
+    EXISTS (SELECT FROM removals WHERE tenant = $1 AND session_id = $2) AS is_removed
+FROM (VALUES (1)) AS one
+    LEFT JOIN sessions ON sessions.tenant = $1 AND sessions.session_id = $2
+    LEFT JOIN runs
+        ON runs.tenant = sessions.tenant AND runs.session_id = sessions.session_id
+            AND runs.ended_at IS NULL AND runs.run_no > 0
 ORDER BY runs.accept_seq;
 
 -- name: busy_sessions
@@ -169,6 +175,10 @@ SELECT
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
     revision, last_update,
+    EXISTS (
+        SELECT FROM removals
+        WHERE removals.tenant = runs.tenant AND removals.session_id = runs.session_id
+    ) AS is_removed,
     (
         SELECT parts FROM messages
         WHERE messages.tenant = runs.tenant AND messages.session_id = runs.session_id
@@ -181,7 +191,15 @@ SELECT
 FROM runs WHERE tenant = $1 AND run_id = $2;
 
 -- name: deleted_run
-SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = $1 AND run_id = $2;
+-- Also one whose row is still to be removed.
+SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = $1 AND run_id = $2
+UNION ALL
+SELECT runs.session_id, prompt_fingerprint, (
+    SELECT coalesce(max(idx), 0) FROM run_events
+    WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+)
+FROM runs JOIN removals USING (tenant, session_id)
+WHERE runs.tenant = $1 AND run_id = $2;
 
 -- name: prompt
 SELECT
@@ -234,7 +252,10 @@ ORDER BY place;
 -- Reading: input requests
 
 -- name: input
-SELECT * FROM input_requests WHERE tenant = $1 AND input_request_id = $2;
+SELECT * FROM input_requests WHERE tenant = $1 AND input_request_id = $2 AND (
+    SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+        AND removals.session_id = input_requests.session_id
+) = 0;
 
 -- name: input_of_run
 -- The last one: an open one, or one that was answered.
@@ -245,6 +266,10 @@ ORDER BY request_no DESC LIMIT 1;
 -- name: inputs
 SELECT * FROM input_requests
 WHERE tenant = $1 AND request_no > 0 AND request_no < $2 AND state = ANY ($3::text[])
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT $4;
 
 -- name: open_inputs
@@ -256,12 +281,20 @@ ORDER BY request_no DESC LIMIT $3;
 SELECT * FROM input_requests
 WHERE tenant = $1 AND session_id = $5 AND request_no > 0 AND request_no < $2
     AND state = ANY ($3::text[])
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT $4;
 
 -- name: inputs_of_run
 SELECT * FROM input_requests
 WHERE tenant = $1 AND run_id = $5 AND request_no > 0 AND request_no < $2
     AND state = ANY ($3::text[]) AND ($6::text IS NULL OR session_id = $6)
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT $4;
 
 -- name: inputs_in_log

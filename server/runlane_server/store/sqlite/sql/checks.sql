@@ -3,6 +3,8 @@
 -- They read whole tables, in the order of an index where that avoids a sort. A run id may
 -- be used again some time after its session was deleted, while the terminal event of the first run
 -- stays in the log: the event of a run is one that ended no earlier than the run was accepted.
+--
+-- The rows of a session that is being removed are gone in part: no check reads them.
 
 -- name: meta
 SELECT 'the file has no ' || wanted.name
@@ -83,6 +85,8 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
                 THEN ' has turn ' || runs.turn || '; that of its session is ' || sessions.turn
         END AS problem
     FROM runs LEFT JOIN sessions USING (tenant, session_id)
+    WHERE (runs.tenant, runs.session_id)
+        NOT IN (SELECT tenant, session_id FROM removals)
 ) WHERE problem IS NOT NULL;
 
 -- name: deleted_runs
@@ -148,6 +152,7 @@ SELECT 'run ' || tenant || '/' || run_id || ' is folded into ' || folded_into ||
     FROM runs AS run LEFT JOIN runs AS host
         ON host.tenant = run.tenant AND host.run_id = run.folded_into
     WHERE run.folded_into <> ''
+        AND (run.tenant, run.session_id) NOT IN (SELECT tenant, session_id FROM removals)
 ) WHERE problem IS NOT NULL;
 
 -- name: turns
@@ -182,7 +187,8 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
                 ORDER BY ordinal DESC LIMIT 1
             ) AS last
         FROM runs
-        WHERE turn > 0 OR ended_at IS NOT NULL
+        WHERE (turn > 0 OR ended_at IS NOT NULL)
+            AND (tenant, session_id) NOT IN (SELECT tenant, session_id FROM removals)
     )
 ) WHERE problem IS NOT NULL;
 
@@ -209,6 +215,7 @@ SELECT
     'turn ' || turn || ' of session ' || tenant || '/' || session_id || ' has ' || count(*) ||
     ' messages, numbered from ' || min(ordinal) || ' to ' || max(ordinal)
 FROM messages AS counted
+WHERE (tenant, session_id) NOT IN (SELECT tenant, session_id FROM removals)
 GROUP BY tenant, session_id, turn
 HAVING min(ordinal) <> 0
     OR (
@@ -247,6 +254,8 @@ WHERE copy_id NOT IN (
     SELECT copy_id FROM sessions WHERE copy_id IS NOT NULL
     UNION ALL
     SELECT copy_id FROM unfinished_copies
+    UNION ALL
+    SELECT copy_id FROM dropped_copies
 );
 
 -- name: prompts
@@ -307,6 +316,7 @@ SELECT 'run ' || tenant || '/' || run_id || problem FROM (
                 max(idx) FILTER (WHERE kind = 'run_complete') AS ended
             FROM run_events GROUP BY tenant, run_id
         ) AS numbered LEFT JOIN runs USING (tenant, run_id)
+        WHERE run_no IS NULL OR (tenant, session_id) NOT IN (SELECT tenant, session_id FROM removals)
     ) AS ended
 ) WHERE problem IS NOT NULL
 UNION ALL

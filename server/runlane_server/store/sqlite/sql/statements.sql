@@ -134,7 +134,7 @@ INSERT INTO sessions (
 ) VALUES (?, ?, 1, 0, ?, '', 0, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: drop_copy
--- It removes the copy too, unless a session has it.
+-- It drops the copy too, unless a session has it.
 DELETE FROM unfinished_copies WHERE copy_id = ?;
 
 -- name: drop_copies
@@ -145,6 +145,82 @@ DELETE FROM sessions WHERE tenant = ? AND session_id = ? AND version = ?;
 
 -- name: discard_session
 DELETE FROM sessions WHERE tenant = ? AND session_id = ?;
+
+-- name: begin_removal
+INSERT OR IGNORE INTO removals (tenant, session_id) VALUES (?, ?);
+
+-- name: forget_deleted
+DELETE FROM deleted_runs WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM deleted_runs WHERE deleted_at < ? ORDER BY deleted_at LIMIT ?
+);
+
+-- Writing: the removal of deleted sessions, piece by piece (removal.py). Runs are named by their
+-- numbers, as JSON: a damaged id cannot be passed on.
+
+-- name: oldest_removal
+SELECT removal_no FROM removals ORDER BY removal_no LIMIT 1;
+
+-- name: removal_of
+SELECT removal_no FROM removals WHERE tenant = ? AND session_id = ?;
+
+-- name: end_removal
+DELETE FROM removals WHERE removal_no = ?;
+
+-- name: runs_of_removal
+SELECT run_no, attachments FROM removals CROSS JOIN runs INDEXED BY runs_by_session
+    ON runs.tenant = removals.tenant AND runs.session_id = removals.session_id
+WHERE removal_no = ? ORDER BY run_no LIMIT ?;
+
+-- name: open_runs_of_removal
+SELECT run_no, attachments FROM removals CROSS JOIN runs INDEXED BY runs_open
+    ON runs.tenant = removals.tenant AND runs.session_id = removals.session_id
+        AND ended_at IS NULL
+WHERE removal_no = ?;
+
+-- name: remove_messages
+DELETE FROM messages WHERE rowid IN (
+    SELECT messages.rowid FROM removals CROSS JOIN messages
+        ON messages.tenant = removals.tenant AND messages.session_id = removals.session_id
+    WHERE removal_no = ? LIMIT ?
+);
+
+-- name: remove_lane_events
+DELETE FROM lane_events WHERE (tenant, session_id, place) IN (
+    SELECT lane_events.tenant, lane_events.session_id, place FROM removals CROSS JOIN lane_events
+        ON lane_events.tenant = removals.tenant AND lane_events.session_id = removals.session_id
+    WHERE removal_no = ? LIMIT ?
+);
+
+-- name: remove_inputs
+DELETE FROM input_requests WHERE request_no IN (
+    SELECT request_no FROM removals CROSS JOIN input_requests INDEXED BY input_requests_by_session
+        ON input_requests.tenant = removals.tenant
+            AND input_requests.session_id = removals.session_id
+    WHERE removal_no = ? LIMIT ?
+);
+
+-- name: remove_run_events
+-- All but the last one of each run.
+DELETE FROM run_events WHERE (tenant, run_id, idx) IN (
+    SELECT run_events.tenant, run_events.run_id, idx
+    FROM json_each(?) CROSS JOIN runs ON run_no = json_each.value
+        CROSS JOIN run_events
+            ON run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+    WHERE kind <> 'run_complete' LIMIT ?
+);
+
+-- name: remove_kept_parts
+DELETE FROM kept_parts WHERE rowid IN (
+    SELECT kept_parts.rowid FROM json_each(?) CROSS JOIN runs ON run_no = json_each.value
+        CROSS JOIN kept_parts
+            ON kept_parts.tenant = runs.tenant AND kept_parts.run_id = runs.run_id
+    LIMIT ?
+);
+
+-- name: remove_attachments
+DELETE FROM attachments WHERE (tenant, run_id) IN (
+    SELECT tenant, run_id FROM json_each(?) CROSS JOIN runs ON run_no = json_each.value
+);
 
 -- name: remember_runs
 INSERT OR REPLACE INTO deleted_runs (
@@ -157,41 +233,50 @@ SELECT
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
     ),
     ?
-FROM runs WHERE tenant = ? AND session_id = ?;
+FROM json_each(?) CROSS JOIN runs ON run_no = json_each.value;
 
--- name: forget_deleted
-DELETE FROM deleted_runs WHERE (tenant, run_id) IN (
-    SELECT tenant, run_id FROM deleted_runs WHERE deleted_at < ? ORDER BY deleted_at LIMIT ?
-);
-
--- name: delete_messages
-DELETE FROM messages WHERE tenant = ? AND session_id = ?;
-
--- name: delete_run_events
+-- name: remove_last_events
 DELETE FROM run_events WHERE (tenant, run_id) IN (
-    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
+    SELECT tenant, run_id FROM json_each(?) CROSS JOIN runs ON run_no = json_each.value
 );
 
--- name: delete_lane_events
-DELETE FROM lane_events WHERE tenant = ? AND session_id = ?;
-
--- name: delete_attachments
-DELETE FROM attachments WHERE (tenant, run_id) IN (
-    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
-);
-
--- name: delete_kept_parts
-DELETE FROM kept_parts WHERE (tenant, run_id) IN (
-    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
-);
-
--- name: delete_prompts
+-- name: remove_prompts
 DELETE FROM prompts WHERE (tenant, run_id) IN (
-    SELECT tenant, run_id FROM runs WHERE tenant = ? AND session_id = ?
+    SELECT tenant, run_id FROM json_each(?) CROSS JOIN runs ON run_no = json_each.value
 );
 
--- name: delete_runs
-DELETE FROM runs WHERE tenant = ? AND session_id = ?;
+-- name: remove_runs
+DELETE FROM runs WHERE run_no IN (SELECT value FROM json_each(?));
+
+-- name: oldest_dropped_copy
+SELECT copy_id FROM dropped_copies ORDER BY copy_id LIMIT 1;
+
+-- name: is_dropped
+SELECT 1 FROM dropped_copies WHERE copy_id = ?;
+
+-- name: end_dropped_copy
+DELETE FROM dropped_copies WHERE copy_id = ?;
+
+-- name: remove_copied_messages
+DELETE FROM copied_messages WHERE rowid IN (
+    SELECT rowid FROM copied_messages WHERE copy_id = ? LIMIT ?
+);
+
+-- name: remove_copied_attachments
+DELETE FROM copied_attachments WHERE rowid IN (
+    SELECT rowid FROM copied_attachments WHERE copy_id = ? LIMIT ?
+);
+
+-- name: remove_copied_parts
+DELETE FROM copied_parts WHERE rowid IN (
+    SELECT rowid FROM copied_parts WHERE copy_id = ? LIMIT ?
+);
+
+-- name: has_removals
+SELECT EXISTS (SELECT 1 FROM removals) OR EXISTS (SELECT 1 FROM dropped_copies);
+
+-- name: is_being_removed
+SELECT EXISTS (SELECT 1 FROM removals WHERE tenant = ? AND session_id = ?);
 
 -- Writing: runs, with their prompts, messages and events
 
@@ -490,8 +575,8 @@ FROM sessions LEFT JOIN runs INDEXED BY runs_open
 WHERE sessions.tenant = ? AND sessions.session_id = ?;
 
 -- name: busy_sessions
--- agent: that of all open runs; NULL if they differ. asks: a run that is parked, has an open request,
--- and did not expire (core/input.py: RunInput).
+-- agent: that of all open runs; NULL if they differ. asks: a run that is parked and has an open request
+-- (core/input.py: RunInput).
 SELECT
     tenant, session_id,
     max(state IN ('active', 'input_required', 'cancelling')) AS active,
@@ -500,8 +585,7 @@ SELECT
     max(
         state = 'input_required' AND CASE
             WHEN typeof(asking) = 'text' AND json_valid(asking)
-            THEN json_array_length(asking, '$[0]') > 0 AND json_extract(asking, '$[3]') = ''
-                AND json_extract(asking, '$[4]')
+            THEN json_array_length(asking, '$[0]') > 0 AND json_extract(asking, '$[4]')
         END
     ) AS asks
 FROM runs INDEXED BY runs_open
@@ -528,6 +612,10 @@ SELECT
     accepted_at, started_at, ended_at, folded_into, cancel_reason, finish_reason, error_reason,
     error_message, message_id, usage, metadata, prompt_fingerprint, prompt_head, agent, retry,
     revision, last_update,
+    EXISTS (
+        SELECT 1 FROM removals
+        WHERE removals.tenant = runs.tenant AND removals.session_id = runs.session_id
+    ) AS is_removed,
     (
         SELECT coalesce(max(idx), 0) FROM run_events
         WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
@@ -538,7 +626,16 @@ FROM runs WHERE run_no = :run_no;
 SELECT run_id FROM deleted_runs WHERE deleted_at < ? LIMIT ?;
 
 -- name: deleted_run
-SELECT session_id, prompt_fingerprint, events FROM deleted_runs WHERE tenant = ? AND run_id = ?;
+-- Also one whose row is still to be removed.
+SELECT session_id, prompt_fingerprint, events FROM deleted_runs
+WHERE tenant = :tenant AND run_id = :run_id
+UNION ALL
+SELECT runs.session_id, prompt_fingerprint, (
+    SELECT coalesce(max(idx), 0) FROM run_events
+    WHERE run_events.tenant = runs.tenant AND run_events.run_id = runs.run_id
+)
+FROM runs CROSS JOIN removals USING (tenant, session_id)
+WHERE runs.tenant = :tenant AND run_id = :run_id;
 
 -- name: prompt
 SELECT prompt_head, attachments, rest
@@ -577,7 +674,10 @@ ORDER BY place LIMIT :limit;
 -- Reading: input requests
 
 -- name: input
-SELECT * FROM input_requests WHERE tenant = ? AND input_request_id = ?;
+SELECT * FROM input_requests WHERE tenant = ? AND input_request_id = ? AND (
+    SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+        AND removals.session_id = input_requests.session_id
+) = 0;
 
 -- name: input_of_run
 -- The last one: an open one, or one that was answered.
@@ -588,6 +688,10 @@ WHERE tenant = ? AND run_id = ? AND key = ? ORDER BY request_no DESC LIMIT 1;
 SELECT * FROM input_requests INDEXED BY input_requests_by_tenant
 WHERE tenant = :tenant AND request_no < :before
     AND state IN (SELECT value FROM json_each(:states))
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT :limit;
 
 -- name: open_inputs
@@ -599,6 +703,10 @@ ORDER BY request_no DESC LIMIT :limit;
 SELECT * FROM input_requests INDEXED BY input_requests_by_session
 WHERE tenant = :tenant AND session_id = :session_id AND request_no < :before
     AND state IN (SELECT value FROM json_each(:states))
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT :limit;
 
 -- name: inputs_of_run
@@ -606,6 +714,10 @@ SELECT * FROM input_requests INDEXED BY input_requests_by_run
 WHERE tenant = :tenant AND run_id = :run_id AND request_no < :before
     AND state IN (SELECT value FROM json_each(:states))
     AND (:session_id IS NULL OR session_id = :session_id)
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT :limit;
 
 -- name: vitals

@@ -1,0 +1,66 @@
+"""The answers of a coordinator while a deleted session is being removed."""
+
+from __future__ import annotations
+
+import pytest
+
+from runlane_server.access.caller import DEFAULT_TENANT
+from runlane_server.core.errors import (
+    RunDeleted,
+    RunIdConflict,
+    SessionBeingDeleted,
+    SessionNotFound,
+)
+from runlane_server.core.model import SessionKey
+from runlane_server.core.transition import Lane
+from runlane_server.store.memory.store import MemoryStore
+from support.node import Node, running
+from support.staging import say, script
+
+PROMPT = script(say("x"))
+
+
+async def play(node: Node, run_id: str, session_id: str = "s") -> None:
+    await node.accept(session_id, PROMPT, run_id=run_id)
+    await node.end(run_id)
+
+
+async def test_r03_id_of_a_session_being_removed_is_refused_where_it_would_create_one() -> None:
+    store = MemoryStore()
+    store._tables.piece_runs = 1
+    key = SessionKey(DEFAULT_TENANT, "s")
+    async with running(store) as node:
+        sessions = node.coordinator.sessions
+        for name in ("a", "b", "c"):
+            await play(node, name)
+        await play(node, "other", "other")
+        await sessions.delete("s")
+        assert sessions.deleted.is_set()
+        assert await store.load_lane(key) == Lane(key, is_being_removed=True)
+
+        with pytest.raises(SessionNotFound):
+            await sessions.delete("s")
+        with pytest.raises(SessionNotFound):
+            await node.coordinator.cancel("s")
+        with pytest.raises(SessionNotFound):
+            await node.accept("s", PROMPT, allow_missing=False)
+        for _ in range(2):  # the second time the lane is in the cache
+            with pytest.raises(SessionBeingDeleted) as refused:
+                await node.accept("s", PROMPT)
+            assert refused.value.retry_after
+        with pytest.raises(SessionBeingDeleted):
+            await sessions.create("s")
+        with pytest.raises(SessionBeingDeleted):
+            await sessions.fork("other", "s")
+        for name in ("a", "c"):  # a run that is still to be removed, and one that is gone
+            with pytest.raises(RunDeleted):
+                await node.accept("s", PROMPT, run_id=name)
+            with pytest.raises(RunIdConflict):
+                await node.accept("other", PROMPT, run_id=name)
+
+        while await store.remove_deleted():
+            pass
+        with pytest.raises(RunDeleted):
+            await node.accept("s", PROMPT, run_id="a")
+        await play(node, "new")
+        assert (await store.load_lane(key)).accept_seq == 1
