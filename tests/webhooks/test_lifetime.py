@@ -12,9 +12,10 @@ from runlane_server.core.errors import QuotaExceeded, WebhookNotFound
 from runlane_server.store.base import Store
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.webhooks import A2A, STANDARD, OfRun, Webhook
-from runlane_server.webhooks import registry
+from runlane_server.webhooks import delivery, registry
 from runlane_server.webhooks.lifetime import Lifetime
 from runlane_server.webhooks.secret_keys import SecretKeys
+from support.asking import ask, question
 from support.deliveries import Node, delivering, new_node
 from support.endpoint import endpoint
 from support.story import TENANT, Story
@@ -47,6 +48,10 @@ async def test_r55_a_webhook_of_a_run_delivers_its_events_and_is_deleted(
         webhook = await node.create(served.url, of_run=of_run("mine", format_=format_))
         story = Story(store, "s")
         await story.play("other")
+        asking = Story(store, "t")
+        await asking.accept("asks")
+        await asking.start()
+        await ask(asking, question())
         await story.play("mine")
         await story.play("later")
         await until_deleted(node, webhook)
@@ -57,8 +62,11 @@ async def test_r55_a_webhook_of_a_run_delivers_its_events_and_is_deleted(
         assert found.headers["authorization"] == "Bearer secret"
 
 
-async def test_r55_a_webhook_of_a_run_survives_until_its_event_arrives(store: Store) -> None:
+async def test_r55_a_webhook_of_a_run_survives_until_its_event_arrives(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its endpoint fails: nothing is deleted before it is back."""
+    monkeypatch.setattr(delivery, "SAVE_SECONDS", 0.01)
     is_bad = True
     async with (
         delivering(store, lifetime=SHORT) as node,
@@ -69,7 +77,7 @@ async def test_r55_a_webhook_of_a_run_survives_until_its_event_arrives(store: St
         webhook = await node.create(served.url, of_run=of_run("mine"))
         await Story(store, "t").play("other")
         await story.cancel()
-        await served.until(lambda: len(served.attempts) >= 4)
+        await served.until(lambda: len(served.attempts) >= 12)
         await node.current(webhook)
         is_bad = False
         await served.until(lambda: len(served.accepted) == 1)

@@ -36,6 +36,7 @@ from runlane_server.core.errors import (
     RunNotFound,
     SessionMissing,
     SessionNotFound,
+    StoreUnavailable,
 )
 from runlane_server.core.limits import Limits, prompt_errors
 from runlane_server.core.model import (
@@ -241,7 +242,7 @@ class Coordinator:
         self._accepting.end(RunKey(accepted.key.tenant, accepted.run_id), accepted.key)
         self._admission.end(accepted.key.tenant)
         if not used:
-            self._lanes.send(accepted.key, lambda lane, _: rules.release(lane, accepted.token))
+            self._lanes.release(accepted.key, accepted.token)
 
     def _check_not_draining(self) -> None:
         if self._executor.is_draining:
@@ -333,6 +334,9 @@ class Coordinator:
         """The command of an accept; replies with the run and whether it is new."""
 
         def command(lane: Lane, at: Micros) -> Transition[tuple[LaneRun, bool]]:
+            if all(held.token != token for held in lane.reservations):
+                # The lane could not be loaded for the reservation.
+                raise StoreUnavailable("the store did not answer while the accept began")
             made = rules.accept(
                 lane,
                 request,

@@ -200,6 +200,20 @@ class Lanes:
         """Puts a command into a lane's mailbox without waiting for a reply."""
         self._put(key, PendingCommand(command))
 
+    def release(self, key: SessionKey, token: str) -> None:
+        """Ends a reservation, even if the store is away: nothing of it is stored (R6)."""
+        released = self.post(key, lambda lane, _: rules.release(lane, token))
+        released.add_done_callback(lambda done: self._on_released(key, token, done))
+
+    def _on_released(self, key: SessionKey, token: str, done: asyncio.Future[None]) -> None:
+        mailbox = self._mailboxes.get(key)
+        failed = done.cancelled() or done.exception() is not None
+        if not failed or mailbox is None or mailbox.lane is None:
+            return
+        mailbox.lane = rules.release(mailbox.lane, token).lane
+        if mailbox.task is None:
+            self._forget_unused(key, mailbox)
+
     def refresh(self, key: SessionKey) -> None:
         """Queues a lane for a slot that another node may have changed; it is loaded again."""
         mailbox = self._mailboxes.get(key)
@@ -306,6 +320,10 @@ class Lanes:
                 elif mailbox.lane is not None and mailbox.lane.active is not None:
                     self._actions.abandon_agent(key, mailbox.lane.active)
         mailbox.task = None
+        self._forget_unused(key, mailbox)
+
+    def _forget_unused(self, key: SessionKey, mailbox: Mailbox) -> None:
+        """Forgets a lane without pending commands that has nothing here."""
         lane = mailbox.lane
         is_here = lane is not None and self._holds_runs and self._is_active_here(lane)
         if lane is None or not (is_here or lane.reservations):

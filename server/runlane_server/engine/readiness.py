@@ -10,8 +10,9 @@ import structlog
 
 from runlane_server.core import lane as rules
 from runlane_server.core.agents import AgentNames
+from runlane_server.core.errors import RunlaneError
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import Micros, RunError
+from runlane_server.core.model import Micros, RunError, SessionKey
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.engine.agent_output import describe
 from runlane_server.engine.agent_table import DeclaredAgent
@@ -96,9 +97,16 @@ class Readiness:
 
     async def _fail_waiting(self, error: RunError) -> None:
         await await_in_batches(
-            self._lanes.post(key, lambda lane, at: self._fail_waiting_of(lane, error, at))
-            for key in self._lanes.slots.queue_of(self._name)
+            self._fail_lane(key, error) for key in self._lanes.slots.queue_of(self._name)
         )
+
+    async def _fail_lane(self, key: SessionKey, error: RunError) -> None:
+        """Ends the waiting runs of a lane. One that cannot be read or written now is left to the
+        next attempt: the agent must be tried again all the same."""
+        try:
+            await self._lanes.post(key, lambda lane, at: self._fail_waiting_of(lane, error, at))
+        except RunlaneError as why:
+            log.warning("waiting runs not ended", agent=self._name, error=why.message)
 
     def _fail_waiting_of(self, lane: Lane, error: RunError, at: Micros) -> Transition[int]:
         """Spares a lane whose run another node, which got ready earlier, has started, and one whose

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from proofs.conformance.fault import Edit, Fault
 from proofs.conformance.update_faults import UPDATE_FAULTS
+from proofs.conformance.webhook_faults import WEBHOOK_FAULTS
 from proofs.conformance.worker_faults import WORKER_FAULTS
 
 COORDINATOR = "engine/coordinator.py"

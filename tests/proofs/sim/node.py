@@ -123,6 +123,17 @@ class Node:
         assert isinstance(task, SimTask)
         return task
 
+    def cut_off(self) -> None:
+        """The store answers this node no more."""
+        self._paused_at = self._history.note(self.name, "is cut off")
+        self.store.on_silence()
+        self.store.is_cut_off = True
+
+    def connect(self) -> None:
+        """The store answers again."""
+        self.store.is_cut_off = False
+        self._history.pauses.append((self._paused_at, self._history.note(self.name, "is back")))
+
     def pause(self) -> None:
         """Stops the process, which loses nothing."""
         self._paused_at = self._history.note(self.name, "pauses")

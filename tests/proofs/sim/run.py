@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2000, help="number of worlds")
     parser.add_argument("--start", type=int, default=0, help="first seed")
     parser.add_argument("--nodes", type=int, default=1, help="number of live nodes")
+    parser.add_argument("--cuts", action="store_true", help="cut nodes off from the store")
     parser.add_argument("--trace", action="store_true", help="print the whole trace")
     parser.add_argument(
         "--keep-going",
@@ -47,7 +48,7 @@ def main() -> None:
     totals: Counter[str] = Counter()
     failures = 0
     for seed in range(options.start, options.start + options.seeds):
-        outcome = simulate(seed, options.nodes)
+        outcome = simulate(seed, options.nodes, cuts=options.cuts)
         totals.update(outcome.counts)
         if options.trace:
             sys.stdout.write(shortened(outcome.trace, len(outcome.trace)) + "\n")

@@ -72,6 +72,9 @@ Tell: TypeAlias = Callable[[Listener], None]
 
 MAX_BATCH = 4
 
+TIMEOUT = 1.0
+"""Seconds after which a call that the store does not answer fails."""
+
 COMMIT_SECONDS = 2e-6
 """The least time of a commit."""
 
@@ -182,6 +185,7 @@ class SimStore:
         self.write_observer: WriteObserver | None = None
         self.on_failure: Callable[[StoreError], None] | None = None
         self.dead = False
+        self.is_cut_off = False
         self._disk = disk
         self._rng = rng
         self._history = history
@@ -395,6 +399,9 @@ class SimStore:
         # A commit takes time: no run starts twice at one instant.
         await asyncio.sleep(COMMIT_SECONDS)
         await self._pause()
+        if self.is_cut_off:
+            await self._give_up(line, batch)
+            return
         if line.name not in self._committed:
             self._commit_batch(line.name, batch, meddled=True)
         # Committed, but not confirmed yet.
@@ -408,6 +415,17 @@ class SimStore:
         for unit, result in zip(batch, committed.results, strict=True):
             if not unit.done.done():
                 unit.done.set_result(result)
+        line.forget(batch)
+        self._changed.set()
+
+    async def _give_up(self, line: WriteLine[_Unit], batch: Sequence[_Unit]) -> None:
+        """The store does not answer: nobody knows whether it has written the batch."""
+        await asyncio.sleep(TIMEOUT)
+        del self._under_way[line.name]
+        self._committed.pop(line.name, None)
+        for unit in batch:
+            if not unit.done.done():
+                unit.done.set_result(StoreUnavailable("the store does not answer"))
         line.forget(batch)
         self._changed.set()
 
@@ -653,6 +671,9 @@ class SimStore:
         self._check()
         await self._pause()
         self._check()
+        if self.is_cut_off:
+            await asyncio.sleep(TIMEOUT)
+            raise StoreUnavailable("the store does not answer")
         result = at_once(read())
         await self._pause()
         self._check()

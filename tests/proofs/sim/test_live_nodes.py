@@ -22,6 +22,12 @@ def test_nodes_that_share_a_store_break_no_rule(live: int, seeds: int) -> None:
     assert lost > 0
 
 
+def test_nodes_that_are_cut_off_from_the_store_break_no_rule() -> None:
+    for seed in range(60):
+        outcome = simulate(seed, 2, cuts=True)
+        assert outcome.failure is None, "\n" + report(outcome)
+
+
 def test_a_seed_reproduces_a_world_of_several_nodes() -> None:
     assert len({simulate(7, 3).digest for _ in range(2)}) == 1
     assert simulate(7, 2).digest != simulate(7, 3).digest

@@ -87,12 +87,13 @@ class Outcome:
 class World:
     """One world, from the first node to the end of the last."""
 
-    def __init__(self, seed: int, live: int = 1) -> None:
+    def __init__(self, seed: int, live: int = 1, *, cuts: bool = False) -> None:
         self.loop = SimLoop(seed, horizon=HORIZON, max_steps=MAX_STEPS * live)
         self.history = History(self.loop)
         self.over = False
         self.nodes: list[Node] = []
         self._live = live
+        self._cuts = cuts
         self._rng = Random(f"world {seed}")  # noqa: S311
         # Of its own, so that the other clients do the same without updates.
         self._updates = Random(f"updates {seed}") if seed % 2 else None  # noqa: S311
@@ -189,6 +190,12 @@ class World:
         await self._all(list(self._pausing.values()))
 
     async def _pause(self, node: Node, seconds: float) -> None:
+        if self._cuts and self._many.random() < 0.5:
+            node.cut_off()
+            await asyncio.sleep(seconds)
+            node.connect()
+            del self._pausing[node]
+            return
         node.pause()
         for worker in self._workers:
             worker.on_paused(node, self._many.choice([0.01, 0.5, 2.0, 20.0]))
@@ -332,10 +339,11 @@ async def _compact(node: Node, before: int, limit: int) -> None:
     await node.store.compact(before, limit)
 
 
-def simulate(seed: int, live: int = 1) -> Outcome:
-    """Simulates a world with a number of live nodes. The same seed gives the same world."""
+def simulate(seed: int, live: int = 1, *, cuts: bool = False) -> Outcome:
+    """Simulates a world with a number of live nodes, some of which are cut off from the store with
+    `cuts`. The same seed gives the same world."""
     with narrow(), _uncollected(), _seeded(seed), ExitStack() as closing:
-        world = World(seed, live)
+        world = World(seed, live, cuts=cuts)
         closing.callback(_tear_down, world)
         closing.enter_context(_logged(world.history))
         failure = None
