@@ -247,7 +247,10 @@ async def test_r46_the_form_has_the_whole_prompt_of_a_waiting_run(
     chromium: Browser, tmp_path: Path
 ) -> None:
     async with world(chromium, tmp_path) as here:
-        rows = await queue_of(here, "x" * 1_000)
+        await here.accept("s", json.dumps(STEPS))
+        await here.accept("s", json.dumps([{"text": "x" * 1_000}]))
+        await here.tab.open("#/sessions/s")
+        rows = here.page.locator(".queue li")
         await here.button("Edit run 2").click()
         box = here.page.get_by_label("Prompt of run 2")
         await expect(box).to_have_value(json.dumps([{"text": "x" * 1_000}]))
