@@ -50,8 +50,8 @@ class Floods:
         # without a call had received at the last look.
         self._peers: dict[int, tuple[str, int]] = {}
         self._received: dict[int, int] = {}
-        # Those that flooded and have had no call since. What they sent may belong to calls that wait
-        # to be admitted, so a connection is closed only if it floods again.
+        # Those that flooded and have had no call since. What they sent may belong to calls that
+        # wait to be admitted, so a connection is closed only if it floods again.
         self._suspects: set[int] = set()
         self._floods = 0
         self._log_limit = LogLimit(time.monotonic)
