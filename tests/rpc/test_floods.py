@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from proofs.fuzz.frames import PRIORITY, frame
+from runlane_server.access.caller import Caller, Credentials, Role
 from runlane_server.access.control import AccessControl
 from runlane_server.rpc.floods import FLOOD_BYTES, SECONDS, SUSPECT_SECONDS
 from support.descriptors import no_descriptors
@@ -18,6 +19,8 @@ TCP_CLOSE = 7
 FLOOD = frame(PRIORITY, bytes(4) + b"\x01", stream=3) * 1000
 
 GET_RUN = "/runlane.v1.RunService/GetRun"
+
+RUN_ACCEPTED = "/runlane.v1.RunService/RunAccepted"
 
 
 async def flood(connection: RawConnection) -> None:
@@ -84,6 +87,29 @@ async def test_a_caller_whose_calls_wait_to_be_admitted_keeps_its_connection() -
         while await look(wire, access) != SUSPECT_SECONDS:
             await flood(waiting)
         await waiting.until_ended(waiting.open("/x"))
+
+
+class Reader:
+    """Authenticates every caller as one that may read."""
+
+    def authenticate(self, credentials: Credentials) -> Caller:
+        return Caller("acme", Role.READ, "reader")
+
+
+async def test_a_known_caller_whose_calls_are_refused_keeps_its_connection() -> None:
+    access = AccessControl(Reader())
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as refused,
+    ):
+        while await look(wire, access) != SUSPECT_SECONDS:
+            await flood(refused)
+        for _ in range(2):
+            await flood(refused)
+            await refused.until_ended(refused.open(RUN_ACCEPTED))
+            assert await look(wire, access) == SECONDS
+        await refused.until_ended(refused.open(RUN_ACCEPTED))
 
 
 async def test_a_caller_whose_calls_are_admitted_may_send_as_much() -> None:

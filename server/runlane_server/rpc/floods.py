@@ -59,7 +59,7 @@ class Floods:
     async def look(self, ports: Collection[int], calling: Collection[int]) -> float:
         """Closes connections to `ports` that flood; returns the seconds until the next look.
 
-        `calling` are the ports of callers whose calls are admitted, or were since the last look.
+        `calling` are the ports of known callers with open calls, or any since the last look.
         """
         try:
             closed = await asyncio.to_thread(self.close, ports, calling)
