@@ -136,9 +136,9 @@ class Deleter:
         while not self._world.over:
             outcome = await self._accept(session_id, run_id)
             if outcome != LOST:
-                allowed = {"RUN_DELETED", "QUEUE_FULL"}
                 self._history.require(
-                    outcome in allowed, f"R3: {run_id} was deleted, and its id is answered {outcome}"
+                    outcome in {"RUN_DELETED", "QUEUE_FULL"},
+                    f"R3: {run_id} was deleted, and its id is answered {outcome}",
                 )
                 return
             await asyncio.sleep(0.01)

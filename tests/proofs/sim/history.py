@@ -192,9 +192,7 @@ class History:
 
     def deletions(self, session_id: str) -> list[int]:
         """The ticks at which a session was deleted."""
-        return [
-            it.tick for it in self.fleeting if it.session_id == session_id and not it.exists
-        ]
+        return [it.tick for it in self.fleeting if it.session_id == session_id and not it.exists]
 
     def existed(self, session_id: str, since: int) -> bool:
         """Whether a session that comes and goes existed at any time since a tick."""
