@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -73,12 +74,14 @@ class Deleter:
             self._history.deletions(session_id) != before,
             f"{session_id} is answered as deleted, and is not",
         )
-        tries = [self._create(session_id), self._fork(session_id), self._accept_new(session_id)]
-        tries += [self._repeat(session_id, run_id) for run_id in run_ids]
+        tries = [
+            *(partial(it, session_id) for it in (self._create, self._fork, self._accept_new)),
+            *(partial(self._repeat, session_id, run_id) for run_id in run_ids),
+        ]
         self._rng.shuffle(tries)
-        await asyncio.gather(*tries[:3])
+        await asyncio.gather(*(one() for one in tries[:3]))
         for one in tries[3:]:
-            await one
+            await one()
 
     async def _play(self, session_id: str) -> str:
         """Accepts a run, and waits for its end; returns its id, empty if another client has used
