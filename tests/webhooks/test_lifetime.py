@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runlane_server.core.errors import QuotaExceeded, WebhookNotFound
+from runlane_server.core.errors import InvalidArgument, QuotaExceeded, WebhookNotFound
 from runlane_server.store.base import Store
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.webhooks import A2A, STANDARD, OfRun, Webhook
@@ -165,6 +165,25 @@ async def test_a_webhook_of_a_run_is_replaced_by_its_name_and_goes_on(store: Sto
         await served.until(lambda: any(it.path == "/hook2" for it in served.accepted))
 
 
+async def test_the_credentials_of_a_webhook_are_sent_to_no_other_url(store: Store) -> None:
+    node = new_node(store)
+    url, other = "http://127.0.0.1:9/", "http://127.0.0.1:9/other"
+
+    def moved(webhook: Webhook) -> Webhook:
+        return replace(webhook, url=other)
+
+    keyed = await node.create(url, of_run=of_run("mine", "keyed"))
+    with pytest.raises(InvalidArgument, match=r"url: cannot change.*create the webhook"):
+        await node.webhooks.update(keyed.key, moved, revision=None)
+    assert (await node.current(keyed)).url == url
+    await node.webhooks.update(keyed.key, lambda it: replace(it, full=True), revision=None)
+    for bound in (None, OfRun("mine", "open")):
+        webhook = await node.create(url, of_run=bound)
+        assert (await node.webhooks.update(webhook.key, moved, revision=None)).url == other
+    node.feed.close()
+    node.parts.sender.close()
+
+
 async def test_concurrent_creations_of_one_name_make_one_webhook(store: Store) -> None:
     node = new_node(store)
     made = await asyncio.gather(
@@ -184,8 +203,8 @@ async def test_runs_and_tenants_have_limits(store: Store, monkeypatch: pytest.Mo
     url = "http://127.0.0.1:9/"
     for run_id, name in (("a", "1"), ("a", "2"), ("b", "1")):
         await node.create(url, of_run=of_run(run_id, name))
-    for run_id in ("a", "c"):
-        with pytest.raises(QuotaExceeded, match="webhooks of runs"):
+    for run_id, owner in (("a", "run 'a' has 2 webhooks"), ("c", "has 3 webhooks of runs")):
+        with pytest.raises(QuotaExceeded, match=owner):
             await node.create(url, of_run=of_run(run_id, "3"))
     await node.create(url)
     await node.create(url, of_run=of_run("a", "2"))  # it is replaced

@@ -1,5 +1,5 @@
-"""How long the webhook of a single run lives that has not delivered the end of its run; one that has
-is deleted."""
+"""How long the webhook of a single run lives that does not deliver the end of its run; one that
+does is deleted."""
 
 from __future__ import annotations
 
