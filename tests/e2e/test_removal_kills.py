@@ -57,38 +57,40 @@ async def test_r03_servers_that_are_killed_in_a_removal_leave_it_to_the_next(
     store_url: str, tmp_path: Path
 ) -> None:
     await fill(store_url)
-    async with serving(tmp_path, "--store", store_url) as server:
-        async with Client(server.address) as client:
-            await client.delete_session("large")
-            await server.kill()
+    flags = ("--store", store_url)
+    async with serving(tmp_path, *flags) as server, Client(server.address) as client:
+        await client.delete_session("large")
+        await server.kill()
     assert await is_being_removed(store_url)
     assert await is_sound(tmp_path, store_url)
 
     for _ in range(KILLS):
-        async with serving(tmp_path, "--store", store_url) as server:
-            async with Client(server.address) as client:
-                with pytest.raises(SessionNotFound):
-                    await client.get_session("large")
-                with pytest.raises(RunNotFound):
-                    await client.get_run(f"r{RUNS - 1}")
-                with pytest.raises(RunDeleted):
-                    await client.run_accepted("large", "hello", run_id="r0", allow_missing=True)
+        async with serving(tmp_path, *flags) as server, Client(server.address) as client:
+            with pytest.raises(SessionNotFound):
+                await client.get_session("large")
+            with pytest.raises(RunNotFound):
+                await client.get_run(f"r{RUNS - 1}")
+            with pytest.raises(RunDeleted):
+                await client.run_accepted("large", "hello", run_id="r0", allow_missing=True)
             await server.kill()
         assert await is_sound(tmp_path, store_url)
 
-    async with serving(tmp_path, "--store", store_url) as server:
-        async with asyncio.timeout(4 * SECONDS), Client(server.address) as client:
-            while True:
-                try:
-                    await client.create_session("large")
-                except SessionBeingDeleted:
-                    await asyncio.sleep(0.05)  # removed by the clock of the server
-                else:
-                    break
-            with pytest.raises(RunDeleted):
-                await client.run_accepted("large", "hello", run_id="r7")
-            handle = await client.run_accepted("large", "hello", run_id="new")
-            assert (await handle.completed()).text
+    async with (
+        serving(tmp_path, *flags) as server,
+        asyncio.timeout(4 * SECONDS),
+        Client(server.address) as client,
+    ):
+        while True:
+            try:
+                await client.create_session("large")
+            except SessionBeingDeleted:
+                await asyncio.sleep(0.05)  # removed by the clock of the server
+            else:
+                break
+        with pytest.raises(RunDeleted):
+            await client.run_accepted("large", "hello", run_id="r7")
+        handle = await client.run_accepted("large", "hello", run_id="new")
+        assert (await handle.completed()).text
     assert await is_sound(tmp_path, store_url)
     async with open_store(StoreUrl.parse(store_url)) as store:
         for n in range(RUNS):
