@@ -352,7 +352,7 @@ MUTANTS = (
         "a lane that is granted a second slot",
         Slots,
         "enqueue",
-        "if lane in self._granted:",
+        "if lane in self._granted or (lane in self._in_use and not self._is_closed):",
         "if False:",
         live=2,
     ),
