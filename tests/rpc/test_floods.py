@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import time
+from collections import Counter
+from collections.abc import Collection
+
+import pytest
 
 from proofs.fuzz.frames import PRIORITY, frame
 from runlane_server.access.control import AccessControl
-from runlane_server.rpc.floods import FLOOD_BYTES, SECONDS, SUSPECT_SECONDS
+from runlane_server.rpc.floods import FLOOD_BYTES, PAUSE, SECONDS, SUSPECT_SECONDS, Floods
 from support.descriptors import no_descriptors
 from support.raw_http2 import RawConnection, raw_connection
 from support.rpc_wire import Wire, serving
@@ -41,7 +48,7 @@ async def test_a_flood_without_a_call_ends_its_connection_only() -> None:
     ):
         await quiet.until_ended(quiet.open("/x"))
         await flood(flooding)
-        while await look(wire, access) != SUSPECT_SECONDS:
+        while await look(wire, access) == SECONDS:
             await flood(flooding)  # the kernel may not have had it all
         with no_descriptors():
             assert await look(wire, access) == SECONDS
@@ -72,3 +79,92 @@ async def test_a_caller_whose_calls_are_admitted_may_send_as_much() -> None:
         for _ in range(2):
             assert await look(wire, access) == SECONDS
         assert not calling.closed
+
+
+async def make_call(connection: RawConnection) -> None:
+    """Makes a call that is admitted, and sends more meanwhile than a connection may without."""
+    call = connection.open(GET_RUN)
+    await flood(connection)
+    await connection.send(call, b"\0\0\0\0\0", end=True)
+    await connection.until_ended(call)
+
+
+async def test_a_look_without_a_descriptor_forgets_no_connection() -> None:
+    access = AccessControl()
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as idle,
+    ):
+        await make_call(idle)
+        for _ in range(2):
+            assert await look(wire, access) == SECONDS
+        with no_descriptors():
+            assert await look(wire, access) == SECONDS
+        for _ in range(2):
+            assert await look(wire, access) == SECONDS
+        await idle.until_ended(idle.open("/x"))
+
+
+async def test_a_look_without_a_descriptor_forgets_no_call() -> None:
+    access = AccessControl()
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as idle,
+    ):
+        await idle.until_ended(idle.open("/x"))
+        assert await look(wire, access) == SECONDS
+        await make_call(idle)
+        with no_descriptors():
+            assert await look(wire, access) == SECONDS
+        for _ in range(2):
+            assert await look(wire, access) == SECONDS
+        await idle.until_ended(idle.open("/x"))
+
+
+async def test_a_connection_that_could_not_be_read_is_looked_at_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_descriptor(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    access = AccessControl()
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as flooding,
+    ):
+        await flooding.until_ended(flooding.open("/x"))
+        access.take_calling_ports()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", no_descriptor)  # the last one went after the look began
+            assert await look(wire, access) == SECONDS
+        while await look(wire, access) == SECONDS:
+            await flood(flooding)
+        await look(wire, access)
+        while not flooding.closed:
+            await flooding.changed()
+
+
+class SlowFloods(Floods):
+    """Looks as with thousands of connections."""
+
+    def close(self, ports: Collection[int], calling: Collection[int]) -> Counter[str]:
+        end = time.thread_time() + 0.03
+        while time.thread_time() < end:
+            pass
+        return super().close(ports, calling)
+
+
+async def test_looks_take_a_tenth_of_a_core_at_most() -> None:
+    access = AccessControl()
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as flooding,
+    ):
+        wire.endpoint.floods = SlowFloods()
+        while (pause := await look(wire, access)) == SECONDS:
+            await flood(flooding)
+        assert SUSPECT_SECONDS < 0.03 * PAUSE <= pause < SECONDS

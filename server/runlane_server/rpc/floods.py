@@ -33,6 +33,10 @@ SECONDS = 1.0
 SUSPECT_SECONDS = 0.1
 """The same while a connection is suspected: its call may be admitted a moment later."""
 
+PAUSE = 10
+"""While a connection is suspected, this many times the processor time of a look lies between two:
+a look takes longer the more connections there are."""
+
 _RECEIVED = struct.Struct("=Q")
 
 _RECEIVED_AT = 128
@@ -43,11 +47,12 @@ class Floods:
     """Closes connections that flood. Not for several threads at once."""
 
     def __init__(self) -> None:
-        # By the inode of each socket: the host and port at its other end, and what a connection
-        # without a call had received at the last look.
-        self._peers: dict[int, tuple[str, int]] = {}
+        # By the inode of each socket: the host and port at its other end (None if they could not
+        # be read), and what a connection without a call had received at the last look.
+        self._peers: dict[int, tuple[str, int] | None] = {}
         self._received: dict[int, int] = {}
         self._suspects: set[int] = set()
+        self._calling: set[int] = set()
         self._log_limit = LogLimit(time.monotonic)
 
     async def look(self, ports: Collection[int], calling: Collection[int]) -> float:
@@ -55,10 +60,12 @@ class Floods:
 
         `calling` are the ports of callers whose calls are admitted, or were since the last look.
         """
+        self._calling |= set(calling)
         try:
-            closed = await asyncio.to_thread(self.close, ports, calling)
-        except OSError:  # no descriptor is left; a later look finds one
+            closed, took = await asyncio.to_thread(self._timed_close, ports, self._calling)
+        except OSError:  # no descriptor is left; a later look finds one, and needs these calls
             return SECONDS
+        self._calling = set()
         for address, count in closed.items():
             if self._log_limit.admits(address):
                 log.warning(
@@ -66,19 +73,32 @@ class Floods:
                     address=address,
                     count=count,
                 )
-        return SUSPECT_SECONDS if self._suspects or closed else SECONDS
+        if not (self._suspects or closed):
+            return SECONDS
+        return min(SECONDS, max(SUSPECT_SECONDS, PAUSE * took))
+
+    def _timed_close(
+        self, ports: Collection[int], calling: Collection[int]
+    ) -> tuple[Counter[str], float]:
+        began = time.thread_time()
+        return self.close(ports, calling), time.thread_time() - began
 
     def close(self, ports: Collection[int], calling: Collection[int]) -> Counter[str]:
-        """Closes connections that flooded at the look before too; returns how many of each host."""
+        """Closes connections that flooded at the look before too; returns how many of each host.
+
+        Raises OSError if no descriptor is left; nothing was done then.
+        """
+        sockets = open_sockets()
         closed: Counter[str] = Counter()
         received: dict[int, int] = {}
         suspects: set[int] = set()
         known, self._peers = self._peers, {}
-        for inode, descriptor in open_sockets().items():
-            host, port = self._peers[inode] = known.get(inode) or _peer_of(descriptor, ports)
+        for inode, descriptor in sockets.items():
+            peer = self._peers[inode] = known.get(inode) or _peer_of(descriptor, ports)
             # Most connections have a call: they cost no more than this.
-            if not host or port in calling:
+            if peer is None or not peer[0] or peer[1] in calling:
                 continue
+            host = peer[0]
             # The descriptor may be closed, or another socket's, by now.
             with suppress(OSError), duplicate(descriptor) as connection:
                 received[inode] = _received(connection)
@@ -93,12 +113,15 @@ class Floods:
         return closed
 
 
-def _peer_of(descriptor: int, ports: Collection[int]) -> tuple[str, int]:
-    """The host and the port at the other end; an empty host if it is no connection to `ports`."""
+def _peer_of(descriptor: int, ports: Collection[int]) -> tuple[str, int] | None:
+    """The host and the port at the other end; an empty host if it is no connection to `ports`.
+
+    None if it cannot be read now, as without a descriptor.
+    """
     with suppress(OSError), duplicate(descriptor) as connection:
-        if host := peer_host(connection, ports):
-            return host, connection.getpeername()[1]
-    return "", 0
+        host = peer_host(connection, ports)
+        return host, connection.getpeername()[1] if host else 0
+    return None
 
 
 def _received(connection: socket.socket) -> int:
