@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -56,10 +57,23 @@ def test_a_grant_covers_its_calls_until_it_expires() -> None:
         (*CALL[:3], "7"),
         (*CALL[:3], "{"),
         (*CALL[:3], ""),
+        (*CALL[:3], '{"to": "production", "to": "staging"}'),
+        (*CALL[:3], '{"to": "staging", "to": "staging"}'),
+        (*CALL[:3], '{"to": "staging", "o": [{"a": 1, "a": 2}]}'),
+        (*CALL[:3], '{"to": "staging", "To": "production"}'),
+        (*CALL[:3], '{"TO": "staging"}'),
     ],
 )
 def test_a_grant_covers_nothing_else(call: tuple[str, ...]) -> None:
     assert found(*call) is None
+
+
+@pytest.mark.parametrize("name", ["key", "KEY", "\u212aey"])  # the sign of Kelvin
+def test_a_name_that_differs_in_case_only_is_taken_for_none(name: str) -> None:
+    grant = GRANT._replace(arguments={"Key": "1", "kEy": "2"})
+    given = {"Key": 1, "kEy": 2, "other": 3}
+    assert found(*CALL[:3], json.dumps(given), grant=grant) is grant
+    assert found(*CALL[:3], json.dumps(given | {name: 1}), grant=grant) is None
 
 
 @pytest.mark.parametrize(("granted", "given"), [("1", "true"), ("1", "1.0"), ("true", "1")])
