@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -52,6 +53,12 @@ class RawConnection:
         self.sent: Counter[int] = Counter()
         """Bytes of data sent on each stream."""
         self.closed = False
+
+    @property
+    def tcp_state(self) -> int:
+        """The state of the connection in the kernel of Linux."""
+        connection = self._writer.get_extra_info("socket")
+        return int(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
 
     def open(self, path: str | bytes, **fields: str) -> int:
         """Opens a call; returns its stream. In the name of a field, `_` stands for `-`."""

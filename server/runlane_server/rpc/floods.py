@@ -31,10 +31,13 @@ SECONDS = 1.0
 """Seconds between two looks."""
 
 SUSPECT_SECONDS = 0.1
-"""The same while a connection is suspected: its call may be admitted a moment later."""
+"""The same after a look that saw a flood."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""A `linger` of zero seconds: a caller that waits to send more learns of the end at once."""
 
 PAUSE = 10
-"""While a connection is suspected, this many times the processor time of a look lies between two:
+"""After a look that saw a flood, at least this many times its processor time passes until the next:
 a look takes longer the more connections there are."""
 
 _RECEIVED = struct.Struct("=Q")
@@ -51,14 +54,17 @@ class Floods:
         # be read), and what a connection without a call had received at the last look.
         self._peers: dict[int, tuple[str, int] | None] = {}
         self._received: dict[int, int] = {}
+        # Those that flooded and have had no call since. What they sent may belong to calls that
+        # wait to be admitted, so a connection is closed only if it floods again.
         self._suspects: set[int] = set()
+        self._floods = 0
         self._calling: set[int] = set()
         self._log_limit = LogLimit(time.monotonic)
 
     async def look(self, ports: Collection[int], calling: Collection[int]) -> float:
         """Closes connections to `ports` that flood; returns the seconds until the next look.
 
-        `calling` are the ports of callers whose calls are admitted, or were since the last look.
+        `calling` are the ports of known callers with open calls, or any since the last look.
         """
         self._calling |= set(calling)
         try:
@@ -73,7 +79,7 @@ class Floods:
                     address=address,
                     count=count,
                 )
-        if not (self._suspects or closed):
+        if not self._floods:
             return SECONDS
         return min(SECONDS, max(SUSPECT_SECONDS, PAUSE * took))
 
@@ -84,7 +90,7 @@ class Floods:
         return self.close(ports, calling), time.thread_time() - began
 
     def close(self, ports: Collection[int], calling: Collection[int]) -> Counter[str]:
-        """Closes connections that flooded at the look before too; returns how many of each host.
+        """Closes connections that flood for the second time; returns how many of each host.
 
         Raises OSError if no descriptor is left; nothing was done then.
         """
@@ -93,6 +99,7 @@ class Floods:
         received: dict[int, int] = {}
         suspects: set[int] = set()
         known, self._peers = self._peers, {}
+        self._floods = 0
         for inode, descriptor in sockets.items():
             peer = self._peers[inode] = known.get(inode) or _peer_of(descriptor, ports)
             # Most connections have a call: they cost no more than this.
@@ -104,10 +111,14 @@ class Floods:
                 received[inode] = _received(connection)
                 # Nothing is known of what it sent for a call.
                 before = self._received.get(inode, received[inode]) if inode in known else 0
-                if inode in self._suspects and peer_host(connection, ports) == host:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    closed[host] += 1
-                elif received[inode] - before > FLOOD_BYTES:
+                floods = received[inode] - before > FLOOD_BYTES
+                self._floods += floods
+                if floods and inode in self._suspects:
+                    if peer_host(connection, ports) == host:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                        connection.shutdown(socket.SHUT_RDWR)
+                        closed[host] += 1
+                elif floods or inode in self._suspects:
                     suspects.add(inode)
         self._received, self._suspects = received, suspects
         return closed
