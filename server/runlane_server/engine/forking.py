@@ -124,7 +124,7 @@ class Forks:
             # By the same request on another node, or after an answer that was lost.
             if (earlier := await self._earlier(request)) is not None:
                 return earlier
-            if (await self._store.load_lane(request.new)).is_being_removed:
+            if await self._store.is_being_removed(request.new):
                 raise SessionBeingDeleted.of(request.new.session_id) from None
             raise _exists(request) from None
         except Stale:

@@ -175,7 +175,7 @@ class Sessions:
 
     async def _check_removed(self, key: SessionKey) -> None:
         """Raises SessionBeingDeleted if the id is that of a deleted session."""
-        if (await self._store.load_lane(key)).is_being_removed:
+        if await self._store.is_being_removed(key):
             raise SessionBeingDeleted.of(key.session_id)
 
     async def _remove(self, key: SessionKey, since: tuple[int, int] | None = None) -> None:

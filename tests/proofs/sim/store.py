@@ -496,6 +496,10 @@ class SimStore:
         """The lane of a session."""
         return await self._read(lambda: self._disk.data.load_lane(key))
 
+    async def is_being_removed(self, key: SessionKey) -> bool:
+        """Whether a deleted session has the id."""
+        return await self._read(lambda: self._disk.data.is_being_removed(key))
+
     async def busy_sessions(self) -> Sequence[BusySession]:
         """All sessions with work."""
         return await self._read(self._disk.data.busy_sessions)
