@@ -12,6 +12,7 @@ from runlane_server.access.admission import Admission
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import (
+    CorruptRecord,
     QuotaExceeded,
     SessionBeingDeleted,
     SessionExists,
@@ -124,9 +125,7 @@ class Forks:
             # By the same request on another node, or after an answer that was lost.
             if (earlier := await self._earlier(request)) is not None:
                 return earlier
-            if await self._store.is_being_removed(request.new):
-                raise SessionBeingDeleted.of(request.new.session_id) from None
-            raise _exists(request) from None
+            raise SessionBeingDeleted.of(request.new.session_id) from None
         except Stale:
             raise SessionNotFound.of(request.source.session_id) from None
         origin = Origin(request.source.session_id, turn)
@@ -142,7 +141,10 @@ class Forks:
     async def _earlier(self, request: ForkRequest) -> Session | None:
         """The session that an earlier request like this one has created. Raises SessionExists for
         any other session with its id."""
-        existing = await self._store.get_session(request.new)
+        try:
+            existing = await self._store.get_session(request.new)
+        except CorruptRecord:
+            raise _exists(request) from None
         if existing is not None and not request.is_answered_by(existing):
             raise _exists(request)
         return existing

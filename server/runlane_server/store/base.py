@@ -507,10 +507,6 @@ class Store(Protocol):
     async def load_lane(self, key: SessionKey) -> Lane:
         """The lane of a session, at version 0 if there is no session. It has no reservations."""
 
-    async def is_being_removed(self, key: SessionKey) -> bool:
-        """Whether the id of a session is taken by a deleted one (`Lane.is_being_removed`). It reads
-        nothing that may be damaged."""
-
     async def busy_sessions(self) -> Sequence[BusySession]:
         """All sessions with open runs, the longest waiting first."""
 

@@ -230,9 +230,6 @@ class MemoryStore:
     async def load_lane(self, key: SessionKey) -> Lane:
         return self._tables.lane(key)
 
-    async def is_being_removed(self, key: SessionKey) -> bool:
-        return self._tables.is_removed(*key)
-
     async def busy_sessions(self) -> Sequence[BusySession]:
         lanes = [row.lane for row in self._tables.sessions.values() if row.lane.is_busy]
         lanes.sort(key=lambda lane: min(run.accepted_at for run in lane.runs))

@@ -319,9 +319,6 @@ class PostgresStore:
     async def load_lane(self, key: SessionKey) -> Lane:
         return queries.lane(key, await self._rows("lane", *_escaped(key)))
 
-    async def is_being_removed(self, key: SessionKey) -> bool:
-        return await self._row("is_being_removed", *_escaped(key)) is not None
-
     async def busy_sessions(self) -> Sequence[BusySession]:
         return queries.busy_sessions(await self._rows("busy_sessions"))
 

@@ -80,13 +80,10 @@ def lane(db: sqlite3.Connection, key: SessionKey) -> Lane:
     """The lane of a session. Raises CorruptRecord."""
     rows = db.execute(SQL["lane"], key).fetchall()
     if not rows:
-        return Lane(key, is_being_removed=is_being_removed(db, key))
+        return Lane(
+            key, is_being_removed=bool(db.execute(SQL["is_being_removed"], key).fetchone()[0])
+        )
     return lane_from(key, lambda: _lane(key, rows))
-
-
-def is_being_removed(db: sqlite3.Connection, key: SessionKey) -> bool:
-    """Whether something of a deleted session is still to be removed."""
-    return bool(db.execute(SQL["is_being_removed"], key).fetchone()[0])
 
 
 def lane_version(db: sqlite3.Connection, key: SessionKey) -> int:

@@ -237,9 +237,6 @@ class SqliteStore:
     async def load_lane(self, key: SessionKey) -> Lane:
         return await self._look_up(queries.lane, key)
 
-    async def is_being_removed(self, key: SessionKey) -> bool:
-        return await self._look_up(queries.is_being_removed, key)
-
     async def busy_sessions(self) -> Sequence[BusySession]:
         return await self._page(queries.busy_sessions)
 

@@ -143,9 +143,6 @@ FROM (VALUES (1)) AS one
             AND runs.ended_at IS NULL AND runs.run_no > 0
 ORDER BY runs.accept_seq;
 
--- name: is_being_removed
-SELECT true FROM removals WHERE tenant = $1 AND session_id = $2;
-
 -- name: busy_sessions
 -- agent: that of all open runs; NULL if they differ.
 SELECT
