@@ -120,7 +120,7 @@ async def test_r03_id_of_a_damaged_session_is_taken(name: str, tmp_path: Path) -
         with pytest.raises(SessionExists, match="bad"):
             await node.coordinator.sessions.create("bad")
         with closing(sqlite3.connect(path)) as db, db:
-            db.execute("UPDATE sessions SET metadata = 'x' WHERE session_id = 'bad'")
+            db.execute("UPDATE sessions SET created_at = 'word' WHERE session_id = 'bad'")
         node.latches.open("good")
         await node.end("good-waiting")
         with pytest.raises(SessionExists, match="bad"):
