@@ -12,7 +12,6 @@ from runlane_server.access.admission import Admission
 from runlane_server.access.stored_bytes import StoredBytes
 from runlane_server.core.agents import AgentNames
 from runlane_server.core.errors import (
-    CorruptRecord,
     QuotaExceeded,
     SessionBeingDeleted,
     SessionExists,
@@ -141,10 +140,7 @@ class Forks:
     async def _earlier(self, request: ForkRequest) -> Session | None:
         """The session that an earlier request like this one has created. Raises SessionExists for
         any other session with its id."""
-        try:
-            existing = await self._store.get_session(request.new)
-        except CorruptRecord:
-            raise _exists(request) from None
+        existing = await self._store.get_session(request.new)
         if existing is not None and not request.is_answered_by(existing):
             raise _exists(request)
         return existing
