@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runlane_server.access.caller import DEFAULT_TENANT
-from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionNotFound
+from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionExists, SessionNotFound
 from runlane_server.core.limits import Limits
 from runlane_server.core.model import RunState, SessionKey
 from runlane_server.core.transition import Receipt
@@ -109,6 +109,22 @@ async def test_r21_active_run_of_a_damaged_lane_gives_its_slot_back(
         again = await node.queue("bad", "x")
         assert (await node.end(again.run_id)).state is RunState.COMPLETED
     assert check(path).problems == ()
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+async def test_r03_id_of_a_damaged_session_is_taken(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    await leave_work(path)
+    damage(path, DAMAGES[name])
+    async with SqliteStore(path) as store, running(store) as node:
+        with pytest.raises(SessionExists, match="bad"):
+            await node.coordinator.sessions.create("bad")
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE sessions SET created_at = 'word' WHERE session_id = 'bad'")
+        node.latches.open("good")
+        await node.end("good-waiting")
+        with pytest.raises(SessionExists, match="bad"):
+            await node.coordinator.sessions.fork("good", "bad")
 
 
 async def _ends(node: Node, session_id: str) -> dict[str, int]:
