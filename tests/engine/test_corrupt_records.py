@@ -12,14 +12,14 @@ import pytest
 from runlane_server.access.caller import DEFAULT_TENANT
 from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionNotFound
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import RunState, SessionKey
+from runlane_server.core.model import Prompt, RunRequest, RunState, SessionKey
 from runlane_server.core.transition import Receipt
 from runlane_server.engine.cancel_all import CancelledPage
 from runlane_server.store.base import EventFilter
 from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.store import SqliteStore
 from support.node import Node, running
-from support.staging import SECONDS
+from support.staging import SECONDS, say, script
 
 DAMAGES = {
     "bytes": "UPDATE runs SET cancel_reason = CAST(x'fffe' AS TEXT) WHERE run_id = 'bad-active'",
@@ -109,6 +109,40 @@ async def test_r21_active_run_of_a_damaged_lane_gives_its_slot_back(
         again = await node.queue("bad", "x")
         assert (await node.end(again.run_id)).state is RunState.COMPLETED
     assert check(path).problems == ()
+
+
+@pytest.mark.parametrize("remedy", ["nothing", "repair", "delete"])
+async def test_an_accept_outlives_the_dropped_lane_of_its_session(
+    remedy: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "runlane.db"
+    limits = Limits(max_active_runs=1, cancel_grace=SECONDS)
+    async with SqliteStore(path) as store, running(store, limits=limits) as node:
+        await node.start_blocked("bad", "g", run_id="r")
+        waiting = await node.queue("good", "x")
+        accepted = node.coordinator.begin_accepted("bad")
+        await node.coordinator._lanes.wait_settled()
+        lane = await store.load_lane(SessionKey(DEFAULT_TENANT, "bad"))
+        damage(path, DAMAGES["range"])
+        with pytest.raises(CorruptRecord, match="bad"):
+            await node.coordinator.cancel("bad")
+        # The lane is dropped: its slot is free.
+        assert (await node.end(waiting.run_id)).state is RunState.COMPLETED
+        request = RunRequest(accepted.run_id, Prompt(script(say("x"))))
+        if remedy == "nothing":
+            with pytest.raises(CorruptRecord, match="bad"):
+                await node.coordinator.run_accepted(accepted, request, allow_missing=True)
+            return
+        if remedy == "repair":
+            version = lane.version
+            damage(path, f"UPDATE sessions SET version = {version} WHERE session_id = 'bad'")
+        else:
+            await node.coordinator.sessions.delete("bad")
+        await node.coordinator.run_accepted(accepted, request, allow_missing=True)
+        if remedy == "repair":  # behind the run that has lost its agent
+            assert (await node.state(accepted.run_id)) is RunState.QUEUED
+        else:
+            assert (await node.end(accepted.run_id)).state is RunState.COMPLETED
 
 
 async def _ends(node: Node, session_id: str) -> dict[str, int]:
