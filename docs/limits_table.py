@@ -131,7 +131,7 @@ CALLS = (
     (
         "bytes of a connection without a call, in a second",
         size(floods.FLOOD_BYTES),
-        "the connection is closed within a second",
+        "the connection is reset if it sends as much again",
     ),
     (
         "names of endpoints that are resolved at a time, of a tenant and of a node",

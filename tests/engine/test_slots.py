@@ -551,3 +551,63 @@ def test_r32_a_lane_that_is_queued_again_before_it_uses_its_grant_has_one_slot()
     assert node.slots.free == 1
     node.slots.settle(lane, running=False, can_start=False)
     assert node.slots.free == 2
+
+
+def test_r32_a_lane_with_a_run_that_is_queued_again_has_one_slot() -> None:
+    """The store was away when the end of its run was committed."""
+    node, lane = Node(2), key(QUIET)
+    node.arrive(lane)
+    node.slots.enqueue(lane)
+    assert node.called == [lane]
+    assert node.slots.free == 1
+    node.slots.settle(lane, running=False, can_start=False)
+    assert (node.slots.free, node.slots.in_use) == (2, 0)
+
+
+def granted_while_it_ends(node: Node) -> SessionKey:
+    """A lane that is granted a slot while the end of its run is being committed."""
+    lane, first, last = key(QUIET, 0), key(NOISY, 0), key(NOISY, 1)
+    node.arrive(lane, first, last)
+    assert not node.slots.take(lane)
+    assert node.end(first) == last
+    node.called.clear()
+    node.slots.settle(last, running=False, can_start=False)
+    assert node.called == [lane]
+    return lane
+
+
+def test_r32_a_grant_replaces_the_slot_of_a_run_whose_end_was_not_committed() -> None:
+    node = Node(2)
+    lane = granted_while_it_ends(node)
+    node.arrive(key(OTHER))
+    assert node.slots.take(lane)
+    node.slots.settle(lane, running=True, can_start=False)
+    # The slot of the run that has ended goes to the lane that waits for one.
+    assert node.called == [lane, key(OTHER)]
+    node.called.clear()
+    node.end(key(OTHER))
+    node.end(lane)
+    assert (node.slots._free, node.slots.in_use) == (2, 0)
+
+
+def test_r32_a_lane_without_a_run_leaves_its_grant_and_the_slot_of_its_last_run() -> None:
+    node = Node(2)
+    lane = granted_while_it_ends(node)
+    node.slots.settle(lane, running=False, can_start=False)
+    assert (node.slots._free, node.slots.in_use) == (2, 0)
+
+
+def test_r32_a_lane_that_is_granted_a_slot_while_its_run_ends_starts_the_next_with_it() -> None:
+    node = Node(2)
+    lane = granted_while_it_ends(node)
+    node.called.clear()
+    node.slots.settle(lane, running=False, can_start=True)
+    assert (node.slots._free, node.slots.in_use, node.called) == (1, 0, [lane])
+    assert node.slots.take(lane)
+    assert node.slots.free == 1
+
+
+def test_r32_a_node_that_gives_a_lane_up_frees_its_grant_and_its_slot() -> None:
+    node = Node(2)
+    node.slots.release(granted_while_it_ends(node))
+    assert (node.slots._free, node.slots.in_use) == (2, 0)

@@ -159,8 +159,13 @@ PURE = {
 
 
 def _files(folder: Path) -> list[Path]:
-    every = sorted(folder.rglob("*.py"))
-    return [path for path in every if "v1" not in path.parts and path != SERVER / "__init__.py"]
+    found = [
+        path
+        for path in sorted(folder.rglob("*.py"))
+        if "v1" not in path.relative_to(folder).parts and path != SERVER / "__init__.py"
+    ]
+    assert found, "no module was found"
+    return found
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:

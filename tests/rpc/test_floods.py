@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from proofs.fuzz.frames import PRIORITY, frame
+from runlane_server.access.caller import Caller, Credentials, Role
 from runlane_server.access.control import AccessControl
 from runlane_server.rpc.floods import FLOOD_BYTES, SECONDS, SUSPECT_SECONDS
 from support.descriptors import no_descriptors
@@ -16,6 +17,8 @@ FLOOD = frame(PRIORITY, bytes(4) + b"\x01", stream=3) * 1000
 
 GET_RUN = "/runlane.v1.RunService/GetRun"
 
+RUN_ACCEPTED = "/runlane.v1.RunService/RunAccepted"
+
 
 async def flood(connection: RawConnection) -> None:
     """Sends more than a connection may without a call."""
@@ -23,6 +26,7 @@ async def flood(connection: RawConnection) -> None:
     while sent <= FLOOD_BYTES:
         await connection.write(FLOOD)
         sent += len(FLOOD)
+    await connection.until_received()
 
 
 async def look(wire: Wire, access: AccessControl) -> float:
@@ -41,15 +45,68 @@ async def test_a_flood_without_a_call_ends_its_connection_only() -> None:
     ):
         await quiet.until_ended(quiet.open("/x"))
         await flood(flooding)
-        while await look(wire, access) != SUSPECT_SECONDS:
-            await flood(flooding)  # the kernel may not have had it all
+        assert await look(wire, access) == SUSPECT_SECONDS
         with no_descriptors():
             assert await look(wire, access) == SECONDS
-        await look(wire, access)
+        await flood(flooding)
+        assert await look(wire, access) == SUSPECT_SECONDS
         while not flooding.closed:
             await flooding.changed()
+        # A caller that waits to send more would wait for a minute if it were closed in good order.
+        while not flooding.is_reset:
+            await asyncio.sleep(0.01)
         await quiet.until_ended(quiet.open("/x"))
         assert await look(wire, access) == SECONDS
+
+
+async def test_a_caller_whose_calls_wait_to_be_admitted_keeps_its_connection() -> None:
+    access = AccessControl()
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as waiting,
+    ):
+        await flood(waiting)
+        assert await look(wire, access) == SUSPECT_SECONDS
+        # It waits for its answers, and the server is busy with others.
+        for _ in range(3):
+            assert await look(wire, access) == SECONDS
+        await waiting.until_ended(waiting.open("/x"))
+        # A call ends the suspicion.
+        call = waiting.open(GET_RUN)
+        while not access.take_calling_ports():
+            await asyncio.sleep(0.01)
+        assert await look(wire, access) == SECONDS
+        await waiting.send(call, b"\0\0\0\0\0", end=True)
+        await waiting.until_ended(call)
+        access.take_calling_ports()
+        assert await look(wire, access) == SECONDS
+        await flood(waiting)
+        assert await look(wire, access) == SUSPECT_SECONDS
+        await waiting.until_ended(waiting.open("/x"))
+
+
+class Reader:
+    """Authenticates every caller as one that may read."""
+
+    def authenticate(self, credentials: Credentials) -> Caller:
+        return Caller("acme", Role.READ, "reader")
+
+
+async def test_a_known_caller_whose_calls_are_refused_keeps_its_connection() -> None:
+    access = AccessControl(Reader())
+    async with (
+        serving(access=access) as wire,
+        asyncio.timeout(TEST_SECONDS),
+        raw_connection(wire.address) as refused,
+    ):
+        await flood(refused)
+        assert await look(wire, access) == SUSPECT_SECONDS
+        for _ in range(2):
+            await flood(refused)
+            await refused.until_ended(refused.open(RUN_ACCEPTED))
+            assert await look(wire, access) == SECONDS
+        await refused.until_ended(refused.open(RUN_ACCEPTED))
 
 
 async def test_a_caller_whose_calls_are_admitted_may_send_as_much() -> None:

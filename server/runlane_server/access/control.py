@@ -82,7 +82,9 @@ class AccessControl:
         """
         if method in PUBLIC_METHODS:
             return _PUBLIC
-        return self._authenticate(credentials, is_open=is_open)
+        caller = self._authenticate(credentials, is_open=is_open)
+        self._callers.add(credentials.peer)
+        return caller
 
     def permit(self, caller: Caller, method: str) -> None:
         """Raises PermissionDenied if the caller may not call the method."""
@@ -109,11 +111,12 @@ class AccessControl:
         if call.method in LONG_LIVED_METHODS:
             self.stream_quota.acquire(call.caller)
         self._open_calls.add(call)
-        if call.caller is not _PUBLIC:
-            self._callers.add(call.credentials.peer)
 
     def take_calling_ports(self) -> set[int]:
-        """The ports of the callers with authorized calls now, or since this was called last."""
+        """The ports of known callers with open calls, or any calls since this was called last.
+
+        A call that was refused counts: whoever authenticates is no stranger.
+        """
         peers, self._callers = self._callers, set()
         peers.update(one.credentials.peer for one in self._open_calls if one.caller is not _PUBLIC)
         ports = (peer.rpartition(":")[2] for peer in peers)

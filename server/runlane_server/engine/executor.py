@@ -412,6 +412,11 @@ class Executor:
         if runner is not None and runner.job.attempt == (run.run_id, run.attempt):
             runner.cancel("")
 
+    @property
+    def is_supervising(self) -> bool:
+        """Whether an agent is at work here, or the end of its run is not committed yet."""
+        return bool(self._supervisors)
+
     def hand_over_all(self, why: str) -> None:
         """Stops all agents; their runs are handed over unless they have ended already."""
         for runner in list(self._runners.values()):

@@ -124,9 +124,7 @@ class Forks:
             # By the same request on another node, or after an answer that was lost.
             if (earlier := await self._earlier(request)) is not None:
                 return earlier
-            if (await self._store.load_lane(request.new)).is_being_removed:
-                raise SessionBeingDeleted.of(request.new.session_id) from None
-            raise _exists(request) from None
+            raise SessionBeingDeleted.of(request.new.session_id) from None
         except Stale:
             raise SessionNotFound.of(request.source.session_id) from None
         origin = Origin(request.source.session_id, turn)

@@ -79,7 +79,8 @@ class Sessions:
         try:
             await self._store.create_session(made)
         except SessionTaken:
-            await self._check_removed(key)
+            if not await self.exists(key):  # also if the removal has ended since
+                raise SessionBeingDeleted.of(key.session_id) from None
             raise SessionExists(f"session {key.session_id!r} exists already") from None
         self._stored.add(tenant, SESSION_BYTES + session_weight(title, metadata))
         return made.as_session()
@@ -172,11 +173,6 @@ class Sessions:
             return await self._store.get_session(key) is not None
         except CorruptRecord:
             return True
-
-    async def _check_removed(self, key: SessionKey) -> None:
-        """Raises SessionBeingDeleted if the id is that of a deleted session."""
-        if (await self._store.load_lane(key)).is_being_removed:
-            raise SessionBeingDeleted.of(key.session_id)
 
     async def _remove(self, key: SessionKey, since: tuple[int, int] | None = None) -> None:
         try:

@@ -222,6 +222,10 @@ class Slots:
 
     def _use_grant(self, lane: SessionKey, agent: str, *, resuming: bool) -> bool:
         """Uses a grant, which may be for another agent if the next run has changed since."""
+        if lane in self._in_use:
+            # It was granted while the end of the last run was being committed, which failed.
+            self._leave_used(lane)
+            self._grant_free()
         granted = self._granted.pop(lane)
         if granted != agent:
             self.agents.put_back(granted)
@@ -253,7 +257,7 @@ class Slots:
 
     def enqueue(self, lane: SessionKey, agent: Agent = None) -> None:
         """Queues a lane that has waiting runs, the next one for an agent."""
-        if lane in self._granted:
+        if lane in self._granted or (lane in self._in_use and not self._is_closed):
             # With a second slot one of the two would never be free again. The lane may have changed
             # since it was looked at for this one.
             self._on_grant(lane)
@@ -262,12 +266,18 @@ class Slots:
         self._grant_free()
 
     def release(self, lane: SessionKey) -> None:
-        """Frees the slot that a lane uses or was granted, if there is one."""
-        if lane in self._in_use:
-            self._put_back(lane, self._in_use.pop(lane))
-        elif lane in self._granted:
+        """Frees the slots that a lane uses and was granted."""
+        self._leave_used(lane)
+        if lane in self._granted:
             self._put_back(lane, self._granted.pop(lane))
         self._grant_free()
+
+    def _leave_used(self, lane: SessionKey) -> None:
+        """Puts the slot back that a lane uses, but not one that it was granted besides."""
+        if lane in self._in_use:
+            self._put_back(lane, self._in_use.pop(lane))
+            if lane in self._granted:
+                self.agents.reserve(self._granted[lane], lane)
 
     def settle(self, lane: SessionKey, *, running: bool, can_start: bool) -> None:
         """Adjusts slot and queue to the committed lane.
@@ -276,7 +286,12 @@ class Slots:
         """
         if running or not can_start:
             self._leave_queue(lane)
-        if not running:
+        if not running and can_start and lane in self._in_use and lane in self._granted:
+            # It was queued for its next run, and has got the slot for it since.
+            self._leave_used(lane)
+            self._grant_free()
+            self._on_grant(lane)
+        elif not running:
             self.release(lane)
         elif lane in self._granted:
             # The grant is superfluous: the lane has a slot, or its run is active on another node.

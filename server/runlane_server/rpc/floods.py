@@ -31,7 +31,10 @@ SECONDS = 1.0
 """Seconds between two looks."""
 
 SUSPECT_SECONDS = 0.1
-"""The same while a connection is suspected: its call may be admitted a moment later."""
+"""The same after a look that saw a flood."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""A `linger` of zero seconds: a caller that waits to send more learns of the end at once."""
 
 _RECEIVED = struct.Struct("=Q")
 
@@ -47,13 +50,16 @@ class Floods:
         # without a call had received at the last look.
         self._peers: dict[int, tuple[str, int]] = {}
         self._received: dict[int, int] = {}
+        # Those that flooded and have had no call since. What they sent may belong to calls that
+        # wait to be admitted, so a connection is closed only if it floods again.
         self._suspects: set[int] = set()
+        self._floods = 0
         self._log_limit = LogLimit(time.monotonic)
 
     async def look(self, ports: Collection[int], calling: Collection[int]) -> float:
         """Closes connections to `ports` that flood; returns the seconds until the next look.
 
-        `calling` are the ports of callers whose calls are admitted, or were since the last look.
+        `calling` are the ports of known callers with open calls, or any since the last look.
         """
         try:
             closed = await asyncio.to_thread(self.close, ports, calling)
@@ -66,14 +72,15 @@ class Floods:
                     address=address,
                     count=count,
                 )
-        return SUSPECT_SECONDS if self._suspects or closed else SECONDS
+        return SUSPECT_SECONDS if self._floods else SECONDS
 
     def close(self, ports: Collection[int], calling: Collection[int]) -> Counter[str]:
-        """Closes connections that flooded at the look before too; returns how many of each host."""
+        """Closes connections that flood for the second time; returns how many of each host."""
         closed: Counter[str] = Counter()
         received: dict[int, int] = {}
         suspects: set[int] = set()
         known, self._peers = self._peers, {}
+        self._floods = 0
         for inode, descriptor in open_sockets().items():
             host, port = self._peers[inode] = known.get(inode) or _peer_of(descriptor, ports)
             # Most connections have a call: they cost no more than this.
@@ -84,10 +91,14 @@ class Floods:
                 received[inode] = _received(connection)
                 # Nothing is known of what it sent for a call.
                 before = self._received.get(inode, received[inode]) if inode in known else 0
-                if inode in self._suspects and peer_host(connection, ports) == host:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    closed[host] += 1
-                elif received[inode] - before > FLOOD_BYTES:
+                floods = received[inode] - before > FLOOD_BYTES
+                self._floods += floods
+                if floods and inode in self._suspects:
+                    if peer_host(connection, ports) == host:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                        connection.shutdown(socket.SHUT_RDWR)
+                        closed[host] += 1
+                elif floods or inode in self._suspects:
                     suspects.add(inode)
         self._received, self._suspects = received, suspects
         return closed

@@ -19,6 +19,7 @@ from runlane_server.core.model import (
     Role,
     RunComplete,
     RunEvent,
+    RunKey,
     RunState,
     SessionKey,
     Started,
@@ -69,6 +70,11 @@ class Checker:
         for op in history.accepts:
             self.accepts[op.run_id].append(op)
 
+    def place_of(self, run_id: str) -> tuple[str, int]:
+        """The session of a run that has ended, which is another one after a deletion."""
+        session_id, ended_at = self.ends[run_id].session_id, self.ended_at[run_id]
+        return session_id, sum(it < ended_at for it in self.history.deletions(session_id))
+
     def acked(self) -> Iterator[AcceptOp]:
         """The accepts that were answered."""
         return (op for op in self.history.accepts if op.outcome == OK)
@@ -88,6 +94,7 @@ def check(history: History, busy: Sequence[BusySession], disk: Disk) -> None:
     _check_workers(checker)
     _check_transcripts(checker)
     _check_forks(checker)
+    _check_deleted(checker)
     for op in history.cancels:
         _check_cancel(checker, op)
     _check_cancelled(checker)
@@ -103,7 +110,7 @@ def check(history: History, busy: Sequence[BusySession], disk: Disk) -> None:
 
 
 def _check_accepts(checker: Checker) -> None:
-    seqs: dict[str, dict[int, str]] = defaultdict(dict)
+    seqs: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
     for op in checker.acked():
         require(op.run_id in checker.ends, f"R1, R21: {op.run_id} is accepted and has no end")
         end = checker.ends[op.run_id]
@@ -111,7 +118,7 @@ def _check_accepts(checker: Checker) -> None:
             (end.session_id, end.accept_seq) == (op.session_id, op.seq),
             f"R3: {op.run_id} is not the run that was accepted",
         )
-        known = seqs[op.session_id].setdefault(op.seq, op.run_id)
+        known = seqs[checker.place_of(op.run_id)].setdefault(op.seq, op.run_id)
         require(known == op.run_id, f"R4: {op.run_id} and {known} have one accept_seq")
         # A subscription from the position of the accept receives the end.
         logged = next(e for _, e in checker.history.completes if e.complete.run_id == op.run_id)
@@ -122,7 +129,7 @@ def _check_accepts(checker: Checker) -> None:
     firsts = [ops for ops in checker.accepts.values() if len(ops) == 1 and ops[0].outcome == OK]
     for (one,) in firsts:
         for (other,) in firsts:
-            same = one.session_id == other.session_id
+            same = checker.place_of(one.run_id) == checker.place_of(other.run_id)
             if same and one.returned is not None and one.returned < other.invoked:
                 require(one.seq < other.seq, f"R4: {other.run_id} comes before {one.run_id}")
 
@@ -176,6 +183,8 @@ def _check_order(checker: Checker) -> None:
         for later in ends:
             if one.session_id != later.session_id or one.accept_seq >= later.accept_seq:
                 continue
+            if checker.place_of(one.run_id) != checker.place_of(later.run_id):
+                continue
             if later.run_id in headed or {one.run_id, later.run_id} & moved:
                 continue
             ordered = checker.started[one.run_id] < checker.started[later.run_id]
@@ -217,10 +226,10 @@ def _check_updates(checker: Checker) -> None:
 def _check_attempts(checker: Checker) -> None:
     """R38: between two attempts of a run no other one of its session starts, unless it interrupts;
     and an agent fails no more attempts than the policy allows."""
-    starts: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    starts: dict[tuple[str, int], list[tuple[int, str]]] = defaultdict(list)
     for key, events in checker.history.events.items():
-        session_id = checker.ends[key.run_id].session_id
-        starts[session_id] += [(t, key.run_id) for t, e in events if isinstance(e.body, Started)]
+        place = checker.place_of(key.run_id)
+        starts[place] += [(t, key.run_id) for t, e in events if isinstance(e.body, Started)]
     for attempts in starts.values():
         order = [run_id for _, run_id in sorted(attempts)]
         for run_id in set(order):
@@ -336,8 +345,9 @@ def _check_transcripts(checker: Checker) -> None:
 
 def _check_prompts(checker: Checker, session_id: str, messages: Sequence[Message]) -> None:
     stand = Counter(message.run_id for message in messages if message.role is Role.USER)
+    now = session_id, len(checker.history.deletions(session_id))
     for end in checker.ends.values():
-        if end.session_id == session_id:
+        if checker.place_of(end.run_id) == now:
             times = stand[end.run_id]
             require(times == 1, f"R14, R15, R26: the prompt of {end.run_id} stands {times} times")
 
@@ -390,6 +400,23 @@ def _check_forks(checker: Checker) -> None:
         require(
             all(message.turn > turn for message in row.messages),
             f"R48: {op.session_id} has turns of its own before its copy ends",
+        )
+
+
+def _check_deleted(checker: Checker) -> None:
+    """R3: the runs of deleted sessions are gone and remembered, and their ids were refused."""
+    history, tables = checker.history, checker.disk.data._tables
+    require(not tables.removals, f"{tables.removals} are never removed")
+    for run_id, end in checker.ends.items():
+        deleted = history.deletions(end.session_id)[checker.place_of(run_id)[1] :]
+        key = RunKey(TENANT, run_id)
+        require(
+            (key in tables.runs, key in tables.deleted) == (not deleted, bool(deleted)),
+            f"R3: {run_id} is deleted at {deleted}, and the store does not agree",
+        )
+        late = [op for op in checker.accepts[run_id] if deleted and op.invoked > deleted[0]]
+        require(
+            all(op.outcome != OK for op in late), f"R3: {run_id} was deleted, and is accepted again"
         )
 
 

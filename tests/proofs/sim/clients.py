@@ -49,7 +49,10 @@ class Place(Protocol):
         """Waits for a node that is up."""
 
     def durable(self, run_id: str) -> bool:
-        """Whether a run is on the disk."""
+        """Whether a run is on the disk, or was deleted."""
+
+    def is_being_removed(self, session_id: str) -> bool:
+        """Whether records of a deleted session are left; of any one, without an id."""
 
 
 class Client:
@@ -214,7 +217,7 @@ class Client:
 
     async def wait(self) -> None:
         """Waits for the end of a run."""
-        acked = [op for op in self._history.accepts if op.outcome == OK]
+        acked = self._history.lasting()
         if not acked:
             return
         run_id = self._rng.choice(acked).run_id
@@ -230,7 +233,7 @@ class Client:
 
     async def follow(self) -> None:
         """Follows a run to its end, across nodes."""
-        acked = [op for op in self._history.accepts if op.outcome == OK]
+        acked = self._history.lasting()
         if not acked:
             return
         # One of the latest, which is likely to be active.

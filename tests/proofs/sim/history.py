@@ -17,6 +17,9 @@ from runlane_server.store.base import EventFilter, LoggedComplete, Position
 
 OK, LOST = "ok", "lost"
 
+FLEETING = ("d", "e")
+"""Sessions that are deleted with their runs, and created again."""
+
 
 @dataclass(slots=True, eq=False)
 class AcceptOp:
@@ -77,6 +80,15 @@ class ForkOp:
     turn: int | None = None
     may_come_late: bool = False
     is_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """A session that comes and goes was created, or it was deleted."""
+
+    tick: int
+    session_id: str
+    exists: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -150,6 +162,7 @@ class History:
         self.cancels: list[CancelOp] = []
         self.updates: list[UpdateOp] = []
         self.forks: list[ForkOp] = []
+        self.fleeting: list[SessionChange] = []
         self.executions: list[Execution] = []
         self.watches: list[Watch] = []
         self.follows: list[Follow] = []
@@ -172,6 +185,20 @@ class History:
     def now(self) -> float:
         """The virtual time."""
         return self._loop.time()
+
+    def lasting(self) -> list[AcceptOp]:
+        """The accepts that were answered, in sessions that are never deleted."""
+        return [op for op in self.accepts if op.outcome == OK and op.session_id not in FLEETING]
+
+    def deletions(self, session_id: str) -> list[int]:
+        """The ticks at which a session was deleted."""
+        return [it.tick for it in self.fleeting if it.session_id == session_id and not it.exists]
+
+    def existed(self, session_id: str, since: int) -> bool:
+        """Whether a session that comes and goes existed at any time since a tick."""
+        changes = [it for it in self.fleeting if it.session_id == session_id]
+        before = [it.exists for it in changes if it.tick <= since]
+        return before[-1:] == [True] or any(it.exists for it in changes if it.tick > since)
 
     def has_ended(self, run_id: str) -> bool:
         """Whether the end of a run is durable."""

@@ -26,10 +26,12 @@ from runlane_server.engine.lanes import Lanes
 from runlane_server.engine.outbox import Outbox
 from runlane_server.engine.reservation import AcceptedRun
 from runlane_server.engine.runner import Runner
+from runlane_server.engine.sessions import Sessions
 from runlane_server.engine.slots import Slots
 from runlane_server.engine.updates import Updates
 from runlane_server.feed.feed import Feed, RunFollower, Subscription
 from runlane_server.feed.tail import Tail
+from runlane_server.store.memory.tables import Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,20 @@ MUTANTS = (
         "                await self._commit(lane, decision)",
         "                self._act(key, mailbox, lane, decision)\n"
         "                await self._commit(lane, decision)",
+    ),
+    Mutant(
+        "a session that is created while the last one is removed, and exists",
+        Sessions,
+        "create",
+        "if not await self.exists(key):",
+        "if (await self._store.load_lane(key)).is_being_removed:",
+    ),
+    Mutant(
+        "a deleted run that is answered until its row is removed",
+        Tables,
+        "shown",
+        "row is None or self.is_removed(key.tenant, row.run.session_id)",
+        "row is None",
     ),
     Mutant(
         "a lane that is called and does not wake",
@@ -336,7 +352,7 @@ MUTANTS = (
         "a lane that is granted a second slot",
         Slots,
         "enqueue",
-        "if lane in self._granted:",
+        "if lane in self._granted or (lane in self._in_use and not self._is_closed):",
         "if False:",
         live=2,
     ),

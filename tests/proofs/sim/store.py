@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 from proofs.sim.group import POLL_SECONDS, Group, SimCluster
-from proofs.sim.history import History
+from proofs.sim.history import FLEETING, History, SessionChange
+from runlane_server.access.caller import DEFAULT_TENANT as TENANT
 from runlane_server.core.errors import StoreUnavailable
 from runlane_server.core.input import InputRequest, InputState
 from runlane_server.core.model import (
@@ -97,9 +98,11 @@ class Disk:
     def __init__(self, history: History) -> None:
         self.data = MemoryStore(STORE_ID)
         self.data.listener = self
+        self.data._tables.piece_runs = 1
         self._history = history
         self._untold: list[tuple[Position, Tell]] = []
         self._log: list[LoggedComplete] = []
+        self._existing: set[str] = set()
 
     def on_completes(self, events: Sequence[LoggedComplete]) -> None:
         """Terminal events were committed."""
@@ -122,6 +125,21 @@ class Disk:
     def on_lane(self, change: LaneChange) -> None:
         """A change of a lane was committed."""
         self._untold.append((0, lambda listener: listener.on_lane(change)))
+
+    def note_sessions(self) -> None:
+        """Notes which of the sessions that come and go exist now."""
+        tables, history = self.data._tables, self._history
+        for session_id in FLEETING:
+            key = SessionKey(TENANT, session_id)
+            exists = key in tables.sessions
+            if exists != (session_id in self._existing):
+                self._existing ^= {session_id}
+                tick = history.note("disk", f"{session_id} is {'there' if exists else 'deleted'}")
+                history.fleeting.append(SessionChange(tick, session_id, exists))
+            history.require(
+                not (exists and key in tables.removals),
+                f"{session_id} exists, and runs of the last one are left",
+            )
 
     def prompt(self, run_id: str) -> str | None:
         """The text of the prompt of a run."""
@@ -488,6 +506,7 @@ class SimStore:
             except Exception as error:  # noqa: BLE001 - it is the caller's
                 results.append(error)
                 self._history.stales += isinstance(error, Stale)
+            self._disk.note_sessions()
         return results
 
     # Reading

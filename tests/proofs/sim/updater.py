@@ -33,7 +33,7 @@ class Updater:
         """Makes updates of the latest runs."""
         while not self._world.over:
             await asyncio.sleep(self._rng.choice([0.01, 0.05, 0.2]))
-            accepted = [op.run_id for op in self._history.accepts if op.outcome == OK]
+            accepted = [op.run_id for op in self._history.lasting()]
             if accepted:
                 await self._update(self._rng.choice(accepted[-4:]), accepted[-4:])
 

@@ -23,6 +23,7 @@ from proofs.lanecheck.invariants import Broken
 from proofs.sim.agent import OTHER, WORKED, agent_of
 from proofs.sim.check import check
 from proofs.sim.clients import TENANT, Client
+from proofs.sim.deleter import Deleter
 from proofs.sim.forker import Forker
 from proofs.sim.group import NODE_LEASE, Group
 from proofs.sim.history import OK, AcceptOp, CancelOp, History, Line
@@ -99,6 +100,7 @@ class World:
         self._updates = Random(f"updates {seed}") if seed % 2 else None  # noqa: S311
         forks = live > 1 and seed % 3 == 0
         self._forks = Random(f"forks {seed}") if forks else None  # noqa: S311
+        self._deletes = Random(f"deletes {seed}") if seed % 4 == 1 else None  # noqa: S311
         # Of its own, so that worlds of one node are the same without it.
         self._many = Random(f"nodes {seed}")  # noqa: S311
         self._disk = Disk(self.history)
@@ -119,8 +121,14 @@ class World:
         return self.nodes[0] if self._group is None else self._many.choice(self.nodes)
 
     def durable(self, run_id: str) -> bool:
-        """Whether a run is on the disk."""
-        return at_once(self._disk.data.get_run(RunKey(TENANT, run_id))) is not None
+        """Whether a run is on the disk, or was deleted."""
+        data, key = self._disk.data, RunKey(TENANT, run_id)
+        return bool(at_once(data.get_run(key)) or at_once(data.get_deleted_run(key)))
+
+    def is_being_removed(self, session_id: str = "") -> bool:
+        """Whether records of a deleted session are left; of any one, without an id."""
+        removals = self._disk.data._tables.removals
+        return SessionKey(TENANT, session_id) in removals if session_id else bool(removals)
 
     # The course of a world
 
@@ -141,6 +149,10 @@ class World:
             serving.append(self._task(updater.work()))
         if self._forks is not None:
             serving.append(self._task(Forker("forker", self, self._forks).work()))
+        if self._deletes is not None:
+            deleter = Deleter("deleter", self, self._deletes)
+            working.append(self._task(deleter.work()))
+            serving.append(self._task(deleter.remove()))
         await (self._direct() if self._group is None else self._direct_many())
         await self._all(working)
         await self._settle()
@@ -367,6 +379,7 @@ def _counts(world: World) -> dict[str, int]:
         "stops": history.stops,
         "pauses": len(history.pauses),
         "forks": sum(it.outcome == OK for it in history.forks),
+        "deletions": sum(not it.exists for it in history.fleeting),
         "lost nodes": len(history.lost_hosts),
         "stales": history.stales,
         "turns of workers": sum(it.agent == WORKED for it in history.executions),
