@@ -106,7 +106,9 @@ class GrpcTransport:
     async def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens at an address; returns the port. Raises RuntimeError if it is taken."""
         host = address.rpartition(":")[0]
-        self._server, port = await self._serve(address, credentials)
+        server = self._new_server()
+        port = await _serve(server, address, credentials)
+        self._server = server
         self._keeping = asyncio.create_task(self._keep_serving(f"{host}:{port}", credentials))
         return port
 
@@ -126,27 +128,22 @@ class GrpcTransport:
             stopping = asyncio.create_task(server.stop(GRACE))
             self._broken.add(stopping)
             stopping.add_done_callback(self._broken.discard)
+            # One server for all tries: gRPC leaks one that was never started.
+            server = self._new_server()
             while self._server is None:
                 try:
-                    self._server, _ = await self._serve(address, credentials)
+                    await _serve(server, address, credentials)
+                    self._server = server
                 except RuntimeError as error:
                     log.warning("the gRPC server of A2A cannot listen yet: %s", error)
                     await asyncio.sleep(CHECK_SECONDS)
 
-    async def _serve(
-        self, address: str, credentials: grpc.ServerCredentials | None
-    ) -> tuple[grpc.aio.Server, int]:
-        """Starts a server; returns it with its port. Raises RuntimeError."""
+    def _new_server(self) -> grpc.aio.Server:
         # Also safe against paths that are not UTF-8, which end a plain server of grpc.aio.
         server = make_server((*_OPTIONS, ("grpc.max_allowed_incoming_connections", _connections())))
         handlers = {each.name: self._method(each) for each in OPERATIONS}
         server.add_registered_method_handlers(SERVICE, handlers)
-        if credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, credentials)
-        await server.start()
-        return server, port
+        return server
 
     async def stop(self) -> None:
         """Ends the calls, and stops to listen."""
@@ -231,6 +228,18 @@ class _Messages:
             line.users -= 1
             if not line.users:
                 del self._lines[token]
+
+
+async def _serve(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
+) -> int:
+    """Starts a server; returns its port. Raises RuntimeError, and may be tried again."""
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
+    await server.start()
+    return port
 
 
 def _is_running(server: grpc.aio.Server) -> bool:
