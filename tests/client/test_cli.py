@@ -535,6 +535,30 @@ async def test_follow_of_a_session_shows_the_prompt_of_a_run_that_starts_at_once
     assert err.splitlines()[:2] == ["run r1 why?", "run r2"]
 
 
+async def test_follow_of_a_session_shows_the_prompt_of_a_run_that_has_ended_already(
+    peer: Peer,
+) -> None:
+    """The session was idle again before it could tell of the run."""
+    of_past = run_pb2.Run(run_id="r1", prompt_excerpt="why?")
+    peer.scripts["GetRun"] = [(run_service_pb2.GetRunResponse(run=of_past),)]
+    start_of = event(1, started=run_pb2.RunEvent.Started(attempt=1))
+    idle = Streamed.SessionChanged(session=session_pb2.Session(session_id="s"))
+    peer.scripts["SubscribeSession"] = [
+        (
+            Streamed(session_id="s", cursor="c1", run_event=of_run("r1", start_of)),
+            Streamed(session_id="s", cursor="c1", session_changed=idle),
+            Streamed(session_id="s", cursor="c2", run_event=of_run("r1", says(2, "text\n"))),
+            HANG,
+        )
+    ]
+    process = await start(peer, "follow", "s", "--cursor", "c0")
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"text\n"
+    process.send_signal(signal.SIGINT)
+    _, _, err = await finish(process)
+    assert err.splitlines()[:1] == ["run r1 why?"]
+
+
 async def test_follow_of_a_session_shows_changes_of_its_title(peer: Peer) -> None:
     peer.scripts["GetRun"] = [(Refuse(StatusCode.NOT_FOUND, "RUN_NOT_FOUND"),)] * 2
     peer.scripts["GetSession"] = [

@@ -153,6 +153,18 @@ async def test_others_are_shown_and_cannot_steer_the_terminal(
             assert unsafe not in screen.screen
 
 
+async def test_prompts_of_others_are_shown_also_of_runs_that_end_at_once(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        for n in range(8):
+            await (await client.run_accepted("s", f"short {n}", allow_missing=True)).completed()
+        await screen.shows("> short 7")
+        await leave(screen)
+        assert "(run " not in screen.screen
+        assert all(f"> short {n}" in screen.screen for n in range(8))
+
+
 async def test_chat_is_for_people(server: ServerProcess) -> None:
     code, out, err = await command(server, "chat", "s", "--json")
     assert (code, out) == (2, "")

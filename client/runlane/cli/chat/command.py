@@ -14,6 +14,7 @@ from runlane.cli.base import DONE, InvalidUsage, describe, execute, stop
 from runlane.cli.chat.transcript import read_past
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
+from runlane.cli.late_prompts import find_late
 from runlane.cli.output import field
 from runlane.cli.terminal import echo, unsafe_text
 from runlane.client import Client
@@ -139,6 +140,7 @@ class Chat:
                         if not is_connected and isinstance(event.body, SessionSnapshot):
                             await self._show_past(event.body)
                         is_connected = True
+                        await find_late(self._client, self._view, event)
                         self._view.show(event)
                         self._screen.redraw()
             except TRANSIENT as error:
