@@ -71,6 +71,7 @@ PROOFS := \
 	tests/e2e/test_pages.py \
 	tests/e2e/test_processes.py \
 	tests/e2e/test_relay.py \
+	tests/e2e/test_removal_kills.py \
 	tests/e2e/test_webhooks.py \
 	tests/e2e/test_worker_restart.py \
 	tests/engine/test_input_nodes.py \

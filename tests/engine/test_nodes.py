@@ -357,6 +357,40 @@ async def test_a_node_declared_dead_rejoins_under_a_new_id(postgres_url: str) ->
         await beside.close()
 
 
+async def test_r09_a_node_that_is_back_in_time_keeps_its_runs_until_their_agents_return(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = PostgresCluster.heartbeat
+    heard = asyncio.Semaphore(0)
+
+    async def counted(self: PostgresCluster, node_id: str, lease: float) -> bool:
+        known = await beat(self, node_id, lease)
+        heard.release()
+        return known
+
+    async with a_node(postgres_url, SHORT) as node:
+        prompt = script(wait("g", ignore_cancel=True))
+        run = (await node.accept("s", prompt, max_attempts=2)).run
+        await node.latches.reached("g")
+        membership = node.coordinator.membership
+        assert membership is not None
+        before = membership.node_id
+        with cut_off(node):
+            async with asyncio.timeout(SECONDS):
+                while membership.holds_runs:
+                    await asyncio.sleep(0.01)
+        monkeypatch.setattr(PostgresCluster, "heartbeat", counted)
+        async with asyncio.timeout(SECONDS):
+            for _ in range(3):
+                await heard.acquire()
+        assert (await node.coordinator.get_run(run.run_id)).attempt == 1
+        assert membership.node_id == before
+        node.latches.open("g")
+        end = await node.end(run.run_id)
+        assert (end.state, end.attempt) == (S.COMPLETED, 2)
+        assert membership.node_id != before
+
+
 async def test_waiting_runs_are_counted_over_all_nodes(postgres_url: str) -> None:
     async with two(postgres_url, max_active=0) as (a, b):
         await a.start_blocked("s", "g")

@@ -8,11 +8,14 @@ import time
 from types import MappingProxyType
 from typing import Any
 
+import pytest
+
 from runlane_server.access.admission import QuestionRate
 from runlane_server.access.grants import Grant, GrantBook
 from runlane_server.access.quotas import Quota, QuotaBook, Quotas
 from runlane_server.agents.base import AgentError, Turn
 from runlane_server.agents.functions import FunctionAgent
+from runlane_server.agents.questions import Asked
 from runlane_server.core.input import Answer, InputRequest, InputState
 from runlane_server.store.base import Store
 from support.node import Node, running
@@ -143,24 +146,147 @@ async def test_an_expired_grant_approves_nothing(store: Store) -> None:
         assert await listed(node, InputState.ANSWERED) == []
 
 
+async def opened(node: Node) -> list[InputRequest]:
+    """The open questions, once there are any."""
+    async with asyncio.timeout(SECONDS):
+        while not (found := await listed(node, InputState.OPEN)):
+            await asyncio.sleep(0.01)
+    return found
+
+
 async def test_a_grant_approves_no_earlier_question_with_the_same_key(store: Store) -> None:
     """The agent that asks cannot get another call approved under the name of a granted one."""
+    refused = asyncio.Event()
 
     async def agent(turn: Turn) -> str:
-        bad = turn.ask("May I?", tool_name="destroy", key="k")
-        good = turn.ask("May I?", tool_name="deploy", key="k")
-        both = await asyncio.gather(bad, good)
-        return " ".join(f"{one.by}:{bool(one)}" for one in both)
+        async def ask(tool: str) -> str:
+            try:
+                one = await turn.ask("May I?", tool_name=tool, key="k")
+            except AgentError as error:
+                refused.set()
+                return f"{error.reason} {error}"
+            return f"{one.by}:{bool(one)}"
+
+        return " ".join(await asyncio.gather(ask("destroy"), ask("deploy")))
 
     async with running(store, agent=FunctionAgent(agent), grants=grants()) as node:
         run = (await node.accept("s", "go")).run
         async with asyncio.timeout(SECONDS):
-            while not (found := await listed(node, InputState.OPEN)):
-                await asyncio.sleep(0.01)
-            while len([e for e in await node.events(run.run_id) if "Requested" in repr(e)]) < 2:
-                await asyncio.sleep(0.01)
-        assert [one.question.tool_name for one in found] == ["destroy"]
+            await refused.wait()
+        [one] = await opened(node)
+        assert one.question.tool_name == "destroy"
         await node.coordinator.inputs.answer(
-            TENANT, found[0].input_request_id, answer_of('{"approved": false}')
+            TENANT, one.input_request_id, answer_of('{"approved": false}')
         )
-        assert (await node.end(run.run_id)).text == "ann:False ann:False"
+        assert (await node.end(run.run_id)).text == (
+            "ann:False QUESTION_INVALID key: 'k' names another question; give this one its own key"
+        )
+
+
+@pytest.mark.stores("memory")
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize(
+    "other",
+    [
+        Asked("May I?", "k", "destroy", {"n": 1}),
+        Asked("May I?", "k", "deploy", {"n": True}),
+        Asked("May I, too?", "k", "deploy", {"n": 1}),
+        Asked("May I?", "k", choices=["yes", "no"]),
+        Asked("May I?", "k"),
+    ],
+)
+async def test_r44_a_grant_approves_no_later_question_with_the_same_key(
+    store: Store, other: Asked, leaves: bool
+) -> None:
+    async def agent(turn: Turn) -> str:
+        good = await turn.ask("May I?", key="k", tool_name="deploy", arguments={"n": 1})
+        assert good.by == "maria"
+        if leaves:
+            return str(await turn.ask_and_leave([other], "state"))
+        return str(await turn.ask(**other._asdict()))
+
+    async with running(store, agent=FunctionAgent(agent), grants=grants()) as node:
+        run = (await node.accept("s", "go")).run
+        async with asyncio.timeout(SECONDS):
+            ended = await node.end(run.run_id)
+        assert ended.error is not None
+        assert (ended.error.reason, ended.text) == ("QUESTION_INVALID", "")
+        assert len(await listed(node, *InputState)) == 1
+
+
+@pytest.mark.stores("memory")
+async def test_a_key_is_given_to_one_question_of_those_an_agent_leaves_with(store: Store) -> None:
+    async def agent(turn: Turn) -> str:
+        if turn.checkpoint:
+            return str(await turn.answer_to("k"))
+        with pytest.raises(AgentError, match="'k' names another question"):
+            await turn.ask_and_leave([Asked("a?", "k"), Asked("b?", "k", choices=["b"])], "state")
+        await turn.ask_and_leave([Asked("a?", "k"), Asked("a?", "k")], "state")
+        return ""
+
+    async with running(store, agent=FunctionAgent(agent)) as node:
+        run = (await node.accept("s", "go")).run
+        [one] = await opened(node)
+        await node.coordinator.inputs.answer(TENANT, one.input_request_id, answer_of('"1"'))
+        assert (await node.end(run.run_id)).text == "1"
+        assert len(await listed(node, *InputState)) == 1
+
+
+@pytest.mark.stores("memory")
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (Asked("It is 10:01. Go on?", "k"), Asked("It is 10:02. Go on?", "k")),
+        (
+            Asked("May I?", "k", "deploy", {"to": "x", "n": 1}),
+            Asked("May I?", "k", "deploy", {"n": 1, "to": "x"}),
+        ),
+    ],
+)
+async def test_r44_the_same_question_gets_its_answer_again(
+    store: Store, first: Asked, again: Asked
+) -> None:
+    async def agent(turn: Turn) -> str:
+        one = await turn.ask(**first._asdict())
+        return str(one == await turn.ask(**again._asdict()))
+
+    async with running(store, agent=FunctionAgent(agent)) as node:
+        run = (await node.accept("s", "go")).run
+        [one] = await opened(node)
+        value = '{"approved": true}' if first.tool_name else '"yes"'
+        await node.coordinator.inputs.answer(TENANT, one.input_request_id, answer_of(value))
+        assert (await node.end(run.run_id)).text == "True"
+
+
+@pytest.mark.stores("memory")
+@pytest.mark.parametrize("refusal", ["rate", "invalid"])
+async def test_r44_what_is_answered_is_not_asked_again_after_a_refusal(
+    store: Store, refusal: str
+) -> None:
+    quotas = book(questions_per_second=1e-6, questions_burst=1)
+    if refusal == "invalid":
+        quotas.replace(Quotas())
+    refused: list[str] = []
+    bad = Asked("?", timeout=9, choices=["b"], default="c")
+
+    async def agent(turn: Turn) -> str:
+        if not turn.checkpoint:
+            await turn.ask_and_leave([Asked("one?")], "a")
+        elif turn.checkpoint == "a":
+            second = bad if refusal == "invalid" else Asked("two?")
+            try:
+                await turn.ask_and_leave([Asked("one?"), second], "b")
+            except AgentError as error:
+                refused.append(error.reason)
+            quotas.replace(Quotas())
+            await turn.ask_and_leave([Asked("one?"), Asked("two?")], "b")
+        return ""
+
+    async with running(store, agent=FunctionAgent(agent), quotas=quotas) as node:
+        run = (await node.accept("s", "go")).run
+        [one] = await opened(node)
+        await node.coordinator.inputs.answer(TENANT, one.input_request_id, answer_of('"1"'))
+        assert [each.question.text for each in await opened(node)] == ["two?"]
+        await node.coordinator.cancel("s")
+        await node.end(run.run_id)
+    assert refused == [{"rate": "INPUT_RATE_LIMITED", "invalid": "QUESTION_INVALID"}[refusal]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from runlane_server.access.caller import DEFAULT_TENANT
@@ -13,9 +15,10 @@ from runlane_server.core.errors import (
 )
 from runlane_server.core.model import SessionKey
 from runlane_server.core.transition import Lane
+from runlane_server.engine import retention
 from runlane_server.store.memory.store import MemoryStore
 from support.node import Node, running
-from support.staging import say, script
+from support.staging import SECONDS, say, script
 
 PROMPT = script(say("x"))
 
@@ -69,3 +72,25 @@ async def test_r03_id_of_a_session_being_removed_is_refused_where_it_would_creat
             await node.accept("s", PROMPT, run_id="a")
         await play(node, "new")
         assert (await store.load_lane(key)).accept_seq == 2
+
+
+async def test_delete_wakes_the_background_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "REMOVAL_PAUSE", 3_600.0)
+    store = MemoryStore()
+    store._tables.piece_runs = 1
+    async with running(store) as node:
+        for name in ("a", "b", "c"):
+            await play(node, name)
+        work = retention.retention_tasks(node.coordinator, retention.Retention())
+        tasks = [asyncio.create_task(it) for it in work]
+        try:
+            await asyncio.sleep(0)  # each has found nothing, and pauses
+            await node.coordinator.sessions.delete("s")
+            async with asyncio.timeout(SECONDS):
+                while (await store.load_lane(SessionKey(DEFAULT_TENANT, "s"))).is_being_removed:
+                    await asyncio.sleep(0)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+    assert not any(task.exception() for task in tasks if not task.cancelled())

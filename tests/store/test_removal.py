@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from runlane_server.core import lane as rules
+from runlane_server.core.input import InputState
 from runlane_server.core.model import CancelScope, RunKey
 from runlane_server.core.transition import Lane, Transition
 from runlane_server.store.base import DeletedRun, NewSession, RunIdTaken, SessionTaken, Stale, Store
 from runlane_server.store.lookup import RunFilter
 from runlane_server.store.open import StoreUrl, open_store
 from runlane_server.store.sqlite.check import check as sqlite_check
+from support.asking import ask, question
 from support.story import START, TENANT, Story, request
 
 RUNS = 450
@@ -116,6 +118,23 @@ async def test_discarded_session_keeps_no_open_run_however_large_it_is(
     assert (await store.get_run(RunKey(TENANT, "active"))) is None
     assert await left(store) > 0
     assert await is_sound(store_url)
+
+
+async def test_discarded_session_asks_nothing_any_more(store: Store, story: Story) -> None:
+    await fill(story, 600)  # its requests do not go with the first piece
+    await story.accept("asks")
+    await story.start()
+    [name] = await ask(story, question(timeout=1))
+    assert await store.due_inputs(2 * START, 9)
+    await store.discard(story.key, story.tick())
+    while True:
+        assert await store.get_input(TENANT, name) is None
+        for states in ([InputState.OPEN], [*InputState]):
+            assert not (await store.list_inputs(TENANT, states=states, limit=9)).items
+        assert not await store.due_inputs(2 * START, 9)
+        assert (await store.vitals()).asking_since is None
+        if not await store.remove_deleted():
+            break
 
 
 @pytest.mark.stores("sqlite", "postgresql")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -32,6 +35,9 @@ INITIAL_WINDOW = 4
 DEFAULT_WINDOW = 65_535
 MAX_FRAME = 16_384
 
+TCP_CLOSE = 7
+"""The state of a connection that was reset, in Linux."""
+
 
 def message(data: bytes) -> bytes:
     """A gRPC message with its prefix."""
@@ -55,10 +61,13 @@ class RawConnection:
         self.closed = False
 
     @property
-    def tcp_state(self) -> int:
-        """The state of the connection in the kernel of Linux."""
+    def is_reset(self) -> bool:
+        """Whether the kernel knows that the other side takes nothing more."""
         connection = self._writer.get_extra_info("socket")
-        return int(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
+        if connection.fileno() < 0:  # a write has failed
+            return True
+        state: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        return state == TCP_CLOSE
 
     def open(self, path: str | bytes, **fields: str) -> int:
         """Opens a call; returns its stream. In the name of a field, `_` stands for `-`."""
@@ -78,6 +87,12 @@ class RawConnection:
         """Sends frames of any kind."""
         self._writer.write(frames)
         await self._writer.drain()
+
+    async def until_received(self) -> None:
+        """Waits until the kernel of the server has all that was sent."""
+        connection = self._writer.get_extra_info("socket")
+        while self._writer.transport.get_write_buffer_size() or unacknowledged(connection):
+            await asyncio.sleep(0.001)
 
     async def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
         """Sends data as fast as the server allows."""
@@ -141,6 +156,12 @@ class RawConnection:
                 self._connection_window += more
         elif kind == RST_STREAM or (kind in (HEADERS, DATA) and flags & END_STREAM):
             self.ended.add(stream)
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """The bytes that were sent and that the other side has not confirmed."""
+    sent = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(sent, sys.byteorder)
 
 
 @asynccontextmanager

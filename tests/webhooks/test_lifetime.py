@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from runlane_server.core.errors import QuotaExceeded, WebhookNotFound
+from runlane_server.core.errors import InvalidArgument, QuotaExceeded, WebhookNotFound
 from runlane_server.store.base import Store
 from runlane_server.store.memory.store import MemoryStore
 from runlane_server.store.webhooks import A2A, STANDARD, OfRun, Webhook
-from runlane_server.webhooks import delivery, registry
+from runlane_server.webhooks import delivery, log_reader, registry
 from runlane_server.webhooks.lifetime import Lifetime
+from runlane_server.webhooks.log_reader import LogReader
 from runlane_server.webhooks.secret_keys import SecretKeys
 from support.asking import ask, question
 from support.deliveries import Node, delivering, new_node
@@ -84,8 +85,57 @@ async def test_r55_a_webhook_of_a_run_survives_until_its_event_arrives(
         await until_deleted(node, webhook)
 
 
+async def test_a_webhook_of_a_run_is_deleted_once_the_end_is_delivered(store: Store) -> None:
+    async with delivering(store) as node, endpoint() as served:
+        webhook = await node.create(served.url, of_run=of_run("mine"))
+        story = Story(store, "s")
+        await story.play("mine")
+        late = await node.create(served.url, of_run=of_run("mine", "late"))
+        await until_deleted(node, webhook)
+        assert len(served.accepted) == 1
+        await node.current(late)  # it has nothing to deliver, but its creator may read it
+
+
+async def test_r55_a_webhook_of_a_run_that_ended_while_nobody_delivered_delivers_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next node looks at the run before it has read the log."""
+    monkeypatch.setattr(delivery, "SAVE_SECONDS", 0.01)
+    async with MemoryStore() as store, endpoint() as served:
+        async with delivering(store) as node:
+            story = Story(store, "s")
+            await story.accept("mine")
+            webhook = await node.create(served.url, of_run=of_run("mine"))
+            await node.until(webhook, lambda it: bool(it.progress.confirmed))
+        await story.cancel()
+        looked = asyncio.Event()
+        is_over, read = delivery.is_over, LogReader.next
+
+        async def look(*args: Any, **options: Any) -> bool:
+            found = await is_over(*args, **options)
+            if looked_once:
+                looked.set()
+            looked_once.append(found)
+            return found
+
+        async def read_later(self: LogReader, timeout: float) -> Any:
+            await looked.wait()
+            return await read(self, timeout)
+
+        looked_once: list[bool] = []
+        monkeypatch.setattr(delivery, "is_over", look)
+        monkeypatch.setattr(LogReader, "next", read_later)
+        async with delivering(store, lifetime=SHORT) as node:
+            await until_deleted(node, webhook)
+        assert looked_once[0]
+        assert len(served.accepted) == 1
+
+
 @pytest.mark.parametrize("case", ["unused", "unconfirmed", "disabled"])
-async def test_a_webhook_of_a_run_that_will_never_deliver_is_deleted(case: str) -> None:
+async def test_a_webhook_of_a_run_that_will_never_deliver_is_deleted(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_reader, "LOOK_SECONDS", 0.0)
     async with MemoryStore() as store:
         kept = {"unused": 600.0, "unconfirmed": 600.0} | {case: 0.0}
         kept.pop("disabled", None)
@@ -109,10 +159,29 @@ async def test_a_webhook_of_a_run_is_replaced_by_its_name_and_goes_on(store: Sto
         await served.until(lambda: len(served.attempts) == 1)  # it waits at the gate
         second = await node.create(f"{served.url}2", of_run=of_run("mine", "n"))
         assert (second.key, second.revision) == (first.key, 2)
-        served.gate.set()
-        await served.until(lambda: any(it.path == "/hook2" for it in served.accepted))
         page = await node.webhooks.list(TENANT, after=None, limit=9, run_id="mine")
         assert [it.url for it in page.items] == [f"{served.url}2"]
+        served.gate.set()
+        await served.until(lambda: any(it.path == "/hook2" for it in served.accepted))
+
+
+async def test_the_credentials_of_a_webhook_are_sent_to_no_other_url(store: Store) -> None:
+    node = new_node(store)
+    url, other = "http://127.0.0.1:9/", "http://127.0.0.1:9/other"
+
+    def moved(webhook: Webhook) -> Webhook:
+        return replace(webhook, url=other)
+
+    keyed = await node.create(url, of_run=of_run("mine", "keyed"))
+    with pytest.raises(InvalidArgument, match=r"url: cannot change.*create the webhook"):
+        await node.webhooks.update(keyed.key, moved, revision=None)
+    assert (await node.current(keyed)).url == url
+    await node.webhooks.update(keyed.key, lambda it: replace(it, full=True), revision=None)
+    for bound in (None, OfRun("mine", "open")):
+        webhook = await node.create(url, of_run=bound)
+        assert (await node.webhooks.update(webhook.key, moved, revision=None)).url == other
+    node.feed.close()
+    node.parts.sender.close()
 
 
 async def test_concurrent_creations_of_one_name_make_one_webhook(store: Store) -> None:
@@ -134,8 +203,8 @@ async def test_runs_and_tenants_have_limits(store: Store, monkeypatch: pytest.Mo
     url = "http://127.0.0.1:9/"
     for run_id, name in (("a", "1"), ("a", "2"), ("b", "1")):
         await node.create(url, of_run=of_run(run_id, name))
-    for run_id in ("a", "c"):
-        with pytest.raises(QuotaExceeded, match="webhooks of runs"):
+    for run_id, owner in (("a", "run 'a' has 2 webhooks"), ("c", "has 3 webhooks of runs")):
+        with pytest.raises(QuotaExceeded, match=owner):
             await node.create(url, of_run=of_run(run_id, "3"))
     await node.create(url)
     await node.create(url, of_run=of_run("a", "2"))  # it is replaced

@@ -150,8 +150,8 @@ Global___WebhookFilter: _TypeAlias = WebhookFilter  # noqa: Y015
 
 @_typing.final
 class WebhookRun(_message.Message):
-    """Binds a webhook to a single run. It delivers nothing but the events of that run, and is deleted ten
-    minutes after the end of the run, once they are delivered.
+    """Binds a webhook to a single run. It delivers nothing but the events of that run, and is deleted once
+    its end is delivered; ten minutes after it, if that has nothing to deliver.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -173,6 +173,29 @@ async def check_question(question: Question, tenant: str) -> None:
         raise _invalid(f"default is no answer: {error.message}") from error
 
 
+def check_same(earlier: Question, question: Question) -> None:
+    """Raises AgentError if a question is not the earlier one with its key, whose answer it would
+    get (R44).
+
+    What is approved is all that was shown. Other questions may have another text, such as one with
+    the time in it.
+    """
+    if _subject(earlier) != _subject(question):
+        raise _invalid(f"key: {question.key!r} names another question; give this one its own key")
+
+
+def _subject(question: Question) -> tuple[str, ...]:
+    """What a question and its repetition have in common."""
+    shown = question.text if question.kind is InputKind.APPROVAL else ""
+    forms = map(_sorted, (question.arguments_json, question.schema_json))
+    return (question.kind, shown, question.tool_name, *forms, *question.choices)
+
+
+def _sorted(text: str) -> str:
+    """JSON whose keys are in order: a model may repeat its arguments in another order."""
+    return json.dumps(json.loads(text), sort_keys=True) if text else ""
+
+
 # --- Answers ------------------------------------------------------------------------------------
 
 

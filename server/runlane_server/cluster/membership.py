@@ -89,6 +89,10 @@ class LocalRuns(Protocol):
         """Stops all active runs, because other nodes recover them. `why`: for the callers of runs
         that end with it."""
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether agents of runs that were given up are still at work."""
+
     def count_waiting(self, runs: Mapping[str, int]) -> None:
         """Takes the number of waiting runs per tenant in the whole store."""
 
@@ -180,7 +184,8 @@ class Membership:
         log.info("node joined", node_id=node_id, node_address=self._address, lease_s=self.lease)
 
     async def _until_heartbeat(self) -> None:
-        await asyncio.sleep(_jittered(heartbeat_pause(self.lease, failed=not self._is_connected)))
+        is_soon = self._is_cut_off or not self._is_connected
+        await asyncio.sleep(_jittered(heartbeat_pause(self.lease, failed=is_soon)))
 
     async def _heartbeat(self) -> None:
         # The time before the request: the lease starts at some instant before the answer.
@@ -196,14 +201,18 @@ class Membership:
         self._is_connected = True
         if known and not self._is_cut_off:
             self._renew_lease(began)
-        else:
+        elif not (known and self._work.is_stopping):
             await self._rejoin()
         self._is_failover_due.set()
         self._work.count_waiting(await self._cluster.waiting_runs())
 
     async def _rejoin(self) -> None:
         """Joins under a new id. The runs of the old one, which this node has given up, are lost for
-        all nodes from now on, even if no other node has noticed."""
+        all nodes from now on, even if no other node has noticed.
+
+        A node that is back before others declared it dead does so once its agents have returned or
+        are fenced off: until then nobody else may start their runs (R9).
+        """
         self._abandon("node declared dead by others", DECLARED_DEAD)
         await self._cluster.leave(self.node_id)
         await self._join()

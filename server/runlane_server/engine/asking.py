@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -11,7 +12,13 @@ import structlog
 from uuid_utils import uuid7
 
 from runlane_server.agents.base import AgentError
-from runlane_server.agents.questions import Asked, check_question, question_of, value_of
+from runlane_server.agents.questions import (
+    Asked,
+    check_question,
+    check_same,
+    question_of,
+    value_of,
+)
 from runlane_server.core.errors import InputLimit, StoreUnavailable
 from runlane_server.core.input import (
     MAX_INPUTS,
@@ -135,30 +142,32 @@ class Asking:
 
     async def ask(self, asked: Asked) -> Any:
         """Asks a question, and waits for its answer. Raises AgentError."""
-        question = await self.question(asked)
-        async with self._lock:
-            found = await self._find(question.key)
-            if found is None:
-                self._admit([question])
-            if found is None or found.state is InputState.OPEN:
-                # Cancelling the agent must not interrupt the commit.
-                self.posting = create_own_task(self._post(question))
-                if not await asyncio.shield(self.posting):
-                    # The run is about to end, and its agent about to be cancelled.
-                    await asyncio.get_running_loop().create_future()
+        with self._naming() as named:
+            question = await self._question(asked, named)
+            async with self._lock:
+                found = await self._find_same(question)
+                if found is None:
+                    self._lane.admit_questions(self._job.key.tenant, 1)
+                if found is None or found.state is InputState.OPEN:
+                    # Cancelling the agent must not interrupt the commit.
+                    self.posting = create_own_task(self._post(question))
+                    if not await asyncio.shield(self.posting):
+                        # The run is about to end, and its agent about to be cancelled.
+                        await asyncio.get_running_loop().create_future()
         while True:
             await self._going_on.wait()
-            settled = await self._find(question.key)
+            settled = await self._find_same(question)
             if settled is not None and settled.state is not InputState.OPEN:
                 return _value(settled)
             # The run goes on with this request open: it was asked by an earlier attempt only.
             await asyncio.sleep(RETRY_PAUSE)
 
-    async def question(self, asked: Asked) -> Question:
-        """The question, with its key. Raises AgentError."""
+    async def _question(self, asked: Asked, named: list[str]) -> Question:
+        """The question, with its key, which is added to `named` if it is new. Raises AgentError."""
         question = question_of(asked)
         if not asked.key:
             question = self._named(asked, question)
+            named.append(question.key)
         await check_question(question, self._job.key.tenant)
         return question
 
@@ -172,13 +181,15 @@ class Asking:
                 return question
         raise AssertionError
 
-    def _admit(self, new: Sequence[Question]) -> None:
-        """Raises AgentError if the tenant may not ask now. Then the same question gets the same
-        key later, as in an attempt that is not refused."""
+    @contextmanager
+    def _naming(self) -> Iterator[list[str]]:
+        """Takes the keys that a call gives. If the call is refused it frees all of them: the same
+        question gets the same key later, as in an attempt that is not refused."""
+        named: list[str] = []
         try:
-            self._lane.admit_questions(self._job.key.tenant, len(new))
+            yield named
         except AgentError:
-            self._keys.difference_update(question.key for question in new)
+            self._keys.difference_update(named)
             raise
 
     async def begin_to_leave(self, questions: Sequence[Asked], checkpoint: str) -> bool:
@@ -186,14 +197,18 @@ class Asking:
 
         An agent that leaves without a checkpoint starts again, as another attempt.
         """
-        made = [await self.question(one) for one in questions]
-        found = [await self._find(one.key) for one in made]
+        made: dict[str, Question] = {}
+        with self._naming() as named:
+            for asked in questions:
+                question = await self._question(asked, named)
+                check_same(made.setdefault(question.key, question), question)
+            found = [await self._find_same(question) for question in made.values()]
+            self._lane.admit_questions(self._job.key.tenant, found.count(None))
         left = [
-            one
-            for one, known in zip(made, found, strict=True)
+            question
+            for question, known in zip(made.values(), found, strict=True)
             if known is None or known.state is InputState.OPEN
         ]
-        self._admit([one for one, known in zip(made, found, strict=True) if known is None])
         self.leaving = (left, checkpoint) if left else None
         return bool(left)
 
@@ -281,6 +296,13 @@ class Asking:
             0,
             None,
         )
+
+    async def _find_same(self, question: Question) -> InputRequest | None:
+        """The request of this run for a question. Raises AgentError if its key has another one."""
+        found = await self._find(question.key)
+        if found is not None:
+            check_same(found.question, question)
+        return found
 
     async def _find(self, key: str) -> InputRequest | None:
         return await retry_read(self._store, lambda: self._store.find_input(self._job.run_key, key))

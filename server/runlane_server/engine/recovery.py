@@ -52,7 +52,11 @@ class ActiveRuns(Protocol):
     def cancel(self, run: HostedRun) -> None:
         """Stops the agent of that attempt, if it is at work here, for a committed cancel."""
 
-    def hand_over_all(self, why: str) -> None:
+    @property
+    def is_supervising(self) -> bool:
+        """Whether an agent is at work here, or the end of its run is not committed yet."""
+
+    def give_up_all(self, why: str) -> None:
         """Stops all agents without ending their runs, which other nodes continue if attempts are
         left. `why` is for the others."""
 
@@ -214,7 +218,12 @@ class Recovery:
 
     def give_up(self, why: str) -> None:
         """Stops all agents: their runs belong to other nodes now, or soon will."""
-        self._runs.hand_over_all(why)
+        self._runs.give_up_all(why)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether agents of runs that were given up are still at work."""
+        return self._runs.is_supervising
 
     def count_waiting(self, runs: Mapping[str, int]) -> None:
         """Takes over the number of waiting runs of each tenant in the whole store."""

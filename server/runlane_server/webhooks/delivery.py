@@ -21,7 +21,7 @@ from typing import Any
 
 from runlane_server.core.errors import CursorCompacted
 from runlane_server.core.model import RunKey
-from runlane_server.store.webhooks import Held, Place, Progress, Webhook
+from runlane_server.store.webhooks import RUN_ENDED, Held, Place, Progress, Webhook
 from runlane_server.webhooks.attempts import CONCURRENCY, POLL_SECONDS, SECOND, Attempts, Parts
 from runlane_server.webhooks.log_reader import Entry, LogReader, session_entries
 
@@ -50,6 +50,9 @@ class Delivery:
         )
         self._held = {held.session_id: held for held in webhook.progress.held}
         self._scanned = webhook.progress.cursor
+        # Of a webhook of a run: whether the scan has passed the end of it, and a place beyond it.
+        self._has_read_end = False
+        self._beyond_end: Place | None = None
         self._outstanding: dict[Place, Place] = {}
         self._bytes = 0
         self._queues: dict[str, deque[Entry]] = {}
@@ -88,11 +91,29 @@ class Delivery:
 
     async def _has_lived(self) -> bool:
         """Deletes the webhook of a run that has nothing left to deliver; returns whether it did."""
-        is_due = self.webhook.run_id and time.monotonic() > self._look_at
-        if not is_due or self._outstanding or self._held:
+        if not self.webhook.run_id or self._outstanding or self._held:
+            return False
+        if self._has_read_end:
+            return await self._parts.store.webhooks.delete(self.webhook.key)
+        if time.monotonic() <= self._look_at:
             return False
         self._look_at = time.monotonic() + self._parts.lifetime.look
-        return await delete_if_over(self.webhook, self._parts, is_confirmed=self._is_confirmed)
+        is_confirmed = self._is_confirmed
+        if not await is_over(self.webhook, self._parts, is_confirmed=is_confirmed):
+            self._beyond_end = None
+            return False
+        if is_confirmed and not await self._is_beyond_end():
+            return False
+        return await self._parts.store.webhooks.delete(self.webhook.key)
+
+    async def _is_beyond_end(self) -> bool:
+        """Whether the scan has passed all that was in the log once the run had ended, and nothing
+        of it is left: the end may have come long ago, and nobody delivered meanwhile."""
+        if self._beyond_end is None:
+            await self._parts.store.catch_up()
+            self._beyond_end = Place(self._parts.store.position)
+        is_passed = self._scanned >= self._beyond_end
+        return is_passed and not self._outstanding and not self._held
 
     @property
     def _is_confirmed(self) -> bool:
@@ -175,10 +196,12 @@ class Delivery:
         ):
             self._room.clear()
             await self._room.wait()
-        if not await self._matches(entry):
-            self._advance(entry.place)
-            return
+        matches = await self._matches(entry)
         self._advance(entry.place)
+        if self.webhook.run_id and entry.kind == RUN_ENDED:
+            self._has_read_end = True
+        if not matches:
+            return
         session = entry.session_id
         if session in self._held:
             self._behind.add(session)
@@ -317,12 +340,10 @@ class Delivery:
         self._changed.set()
 
 
-async def delete_if_over(webhook: Webhook, parts: Parts, *, is_confirmed: bool) -> bool:
-    """Deletes a webhook of a run once its time is over; returns whether it did."""
+async def is_over(webhook: Webhook, parts: Parts, *, is_confirmed: bool) -> bool:
+    """Whether the time of a webhook of a run is over."""
     run = await parts.store.get_run(RunKey(webhook.key.tenant, webhook.run_id))
-    if not parts.lifetime.is_over(webhook, run, confirmed=is_confirmed, now=parts.now()):
-        return False
-    return await parts.store.webhooks.delete(webhook.key)
+    return parts.lifetime.is_over(webhook, run, confirmed=is_confirmed, now=parts.now())
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

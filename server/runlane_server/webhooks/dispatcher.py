@@ -23,7 +23,7 @@ from runlane_server.core.model import Micros
 from runlane_server.store.base import Store
 from runlane_server.store.webhooks import START, Lease, Place, Webhook, WebhookKey
 from runlane_server.webhooks.attempts import Parts
-from runlane_server.webhooks.delivery import Delivery, delete_if_over
+from runlane_server.webhooks.delivery import Delivery, is_over
 from runlane_server.webhooks.secret_keys import SecretLocked
 
 log = structlog.get_logger()
@@ -168,7 +168,8 @@ class Dispatcher:
         assert self._parts is not None  # noqa: S101 - set before the first lease
         while True:
             await asyncio.sleep(self._parts.lifetime.look)
-            if webhook.run_id and await delete_if_over(webhook, self._parts, is_confirmed=False):
+            if webhook.run_id and await is_over(webhook, self._parts, is_confirmed=False):
+                await self._store.webhooks.delete(webhook.key)
                 return
 
     async def _unlocked(self, webhook: Webhook) -> Webhook:

@@ -1,4 +1,5 @@
-"""How long the webhook of a single run lives. It is deleted some time after the end of its run."""
+"""How long the webhook of a single run lives that does not deliver the end of its run; one that
+does is deleted."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Webhooks:
                 self._dispatcher.wake()
                 return webhook
             if await self._store.webhooks.get(key) is None:
-                raise _too_many(webhook, most)
+                raise await self._too_many(webhook, most)
             with suppress(WebhookNotFound):  # it was deleted just now
                 return await self._replace(webhook)
         raise WebhookChanged.of(key.webhook_id)
@@ -108,6 +108,16 @@ class Webhooks:
             return replace(found, revision=stored.revision, fence=stored.fence), True
 
         return await self._change(webhook.key, apply, None)
+
+    async def _too_many(self, webhook: Webhook, most: Most) -> QuotaExceeded:
+        tenant, run_id = webhook.key.tenant, webhook.run_id
+        if not run_id:
+            return _exceeded(f"tenant {tenant!r}", f"tenant:{tenant}", most.of_tenant, "webhooks")
+        page = await self._store.webhooks.list(tenant, after=None, limit=most.of_run, run_id=run_id)
+        if len(page.items) >= most.of_run:
+            return _exceeded(f"run {run_id!r}", f"run:{run_id}", most.of_run, "webhooks")
+        subject = f"tenant:{tenant}"
+        return _exceeded(f"tenant {tenant!r}", subject, most.of_tenant, "webhooks of runs")
 
     async def _new(self, key: WebhookKey, url: str, secret: str, wanted: WebhookFilter) -> Webhook:
         await self._store.catch_up()
@@ -157,6 +167,7 @@ class Webhooks:
             changed = change(webhook)
             if changed.url != webhook.url:
                 self._check_url(changed.url)
+                _check_no_credentials(webhook)
             restarts = changed.enabled and bool(
                 webhook.progress.disabled or changed.url != webhook.url
             )
@@ -240,17 +251,18 @@ def _most(webhook: Webhook) -> Most:
     return Most(MAX_FOR_RUNS, MAX_OF_RUN)
 
 
-def _too_many(webhook: Webhook, most: Most) -> QuotaExceeded:
-    tenant = webhook.key.tenant
-    if webhook.of_run is None:
-        problem, kind = f"has {most.of_tenant} webhooks", "webhooks"
-    else:
-        problem = f"has {most.of_tenant} webhooks of runs, or {most.of_run} of this one,"
-        kind = "webhooks of runs"
+def _exceeded(owner: str, subject: str, most: int, what: str) -> QuotaExceeded:
     return QuotaExceeded(
-        f"tenant {tenant!r} {problem} already; delete one first",
-        violations=[Violation(f"tenant:{tenant}", f"at most {most.of_tenant} {kind}")],
+        f"{owner} has {most} {what} already; delete one first",
+        violations=[Violation(subject, f"at most {most} {what}")],
     )
+
+
+def _check_no_credentials(webhook: Webhook) -> None:
+    """Nobody reads the credentials of a webhook, and so nobody may have them sent elsewhere."""
+    if webhook.of_run is not None and webhook.of_run.headers:
+        problem = "cannot change, since the webhook has credentials for it"
+        raise InvalidArgument.of("url", f"{problem}; create the webhook of the run again")
 
 
 def _restarted(progress: Progress) -> Progress:

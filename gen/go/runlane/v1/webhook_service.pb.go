@@ -222,8 +222,8 @@ func (x *WebhookFilter) GetKinds() []WebhookEventKind {
 	return nil
 }
 
-// Binds a webhook to a single run. It delivers nothing but the events of that run, and is deleted ten
-// minutes after the end of the run, once they are delivered.
+// Binds a webhook to a single run. It delivers nothing but the events of that run, and is deleted once
+// its end is delivered; ten minutes after it, if that has nothing to deliver.
 type WebhookRun struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The run. It need not be accepted yet, but must be within an hour.

@@ -265,7 +265,7 @@ class MemoryStore:
     async def run_events(
         self, key: RunKey, *, after: int, limit: int, max_bytes: int
     ) -> Sequence[RunEvent]:
-        row = self._tables.runs.get(key)
+        row = self._tables.shown(key)
         events = [] if row is None else row.events
         first = bisect_right(events, after, key=lambda event: event.index)
         page, _ = take_page(events[first:], limit=limit, max_bytes=max_bytes, size=event_size)

@@ -213,13 +213,18 @@ WHERE tenant = $1 AND run_id = $2;
 
 -- name: run_events
 -- found: the number of matching events; those that begin within the limit of bytes are returned.
+-- None of a deleted run: those that are still to be removed have gaps.
 SELECT idx, at, kind, body, found FROM (
     SELECT
         idx, at, kind, body, count(*) OVER () AS found,
         sum(size) OVER (ORDER BY idx) - size AS before
     FROM (
         SELECT idx, at, kind, body, coalesce(octet_length(body), 0) AS size FROM run_events
-        WHERE tenant = $1 AND run_id = $2 AND idx > $3 ORDER BY idx LIMIT $4
+        WHERE tenant = $1 AND run_id = $2 AND idx > $3 AND (
+            SELECT count(*) FROM runs JOIN removals USING (tenant, session_id)
+            WHERE runs.tenant = $1 AND run_id = $2
+        ) = 0
+        ORDER BY idx LIMIT $4
     ) AS first
 ) AS sized
 WHERE before <= $5 ORDER BY idx;
@@ -275,6 +280,10 @@ ORDER BY request_no DESC LIMIT $4;
 -- name: open_inputs
 SELECT * FROM input_requests
 WHERE tenant = $1 AND state = 'open' AND request_no > 0 AND request_no < $2
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT $3;
 
 -- name: inputs_of_session
@@ -400,7 +409,11 @@ SELECT
     ) AS size,
     (SELECT min(waiting_since) FROM sessions WHERE waiting_runs > 0) AS waiting_since,
     (
-        SELECT min(requested_at) FROM input_requests WHERE state = 'open' AND request_no > 0
+        SELECT min(requested_at) FROM input_requests
+        WHERE state = 'open' AND request_no > 0 AND (
+            SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+                AND removals.session_id = input_requests.session_id
+        ) = 0
     ) AS asking_since;
 
 -- name: due_inputs
@@ -408,6 +421,10 @@ SELECT
 SELECT tenant, session_id, run_id, input_request_id FROM input_requests
 WHERE state = 'open' AND expires_at IS NOT NULL
     AND expires_at <= (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY expires_at LIMIT $1;
 
 -- Reading: sessions and transcripts

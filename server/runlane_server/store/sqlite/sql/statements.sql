@@ -646,8 +646,13 @@ WHERE tenant = ? AND run_id = ?;
 SELECT name, mime_type, content FROM attachments WHERE tenant = ? AND run_id = ? ORDER BY n;
 
 -- name: run_events
+-- None of a deleted run: those that are still to be removed have gaps.
 SELECT idx, at, kind, body FROM run_events
 WHERE tenant = :tenant AND run_id = :run_id AND idx > :after AND typeof(idx) = 'integer'
+    AND (
+        SELECT count(*) FROM runs CROSS JOIN removals USING (tenant, session_id)
+        WHERE runs.tenant = :tenant AND run_id = :run_id
+    ) = 0
 ORDER BY idx LIMIT :limit;
 
 -- name: lane_version
@@ -697,6 +702,10 @@ ORDER BY request_no DESC LIMIT :limit;
 -- name: open_inputs
 SELECT * FROM input_requests INDEXED BY input_requests_open
 WHERE tenant = :tenant AND state = 'open' AND request_no < :before
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY request_no DESC LIMIT :limit;
 
 -- name: inputs_of_session
@@ -728,7 +737,10 @@ SELECT
     ) AS waiting_since,
     (
         SELECT min(requested_at) FROM input_requests INDEXED BY input_requests_open
-        WHERE state = 'open'
+        WHERE state = 'open' AND (
+            SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+                AND removals.session_id = input_requests.session_id
+        ) = 0
     ) AS asking_since;
 
 -- name: inputs_in_log
@@ -770,6 +782,10 @@ SELECT tenant, webhook_id, revision, fence FROM webhooks ORDER BY webhook_no LIM
 SELECT tenant, session_id, run_id, input_request_id
 FROM input_requests INDEXED BY input_requests_due
 WHERE state = 'open' AND expires_at IS NOT NULL AND expires_at <= ?
+    AND (
+        SELECT count(*) FROM removals WHERE removals.tenant = input_requests.tenant
+            AND removals.session_id = input_requests.session_id
+    ) = 0
 ORDER BY expires_at LIMIT ?;
 
 -- Reading: sessions and transcripts
