@@ -618,3 +618,17 @@ async def test_follow_of_a_session_in_json(peer: Peer) -> None:
 def of_run(run_id: str, answer: run_service_pb2.SubscribeRunResponse) -> Streamed.RunEventOf:
     """An event in the stream of a session."""
     return Streamed.RunEventOf(run_id=run_id, event=answer.event)
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_refused_caller_without_a_token_is_told_how_to_give_one(
+    peer: Peer, given: bool
+) -> None:
+    refusal = Refuse(
+        StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "invalid or missing credentials"
+    )
+    peer.scripts["ListRuns"] = [(refusal,)] * 5
+    code, out, err = await finish(await start(peer, *(("--token", "t") if given else ()), "runs"))
+    remedy = ": no token was given; use --token-file or RUNLANE_TOKEN"
+    wanted = f"Error: invalid or missing credentials{'' if given else remedy}"
+    assert (code, out, err.splitlines()[-1]) == (1, "", wanted)

@@ -109,6 +109,19 @@ async def test_prompt_that_begins_with_y_approves_nothing(
         assert "continues: runlane follow s" in screen.screen
 
 
+async def test_cancel_and_answer_that_fail_say_so(server: ServerProcess) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script({"ask": ASK})))
+        await screen.shows("y and Enter approves")
+        await server.kill()
+        await screen.shows("reconnecting: ")
+        screen.type(b"y\r")
+        await screen.shows("not answered: ")
+        screen.type(ESC)
+        await screen.shows("not cancelled: ")
+        await leave(screen)
+
+
 async def test_chat_survives_a_restart_of_the_server(server: ServerProcess) -> None:
     async with chatting(server) as screen:
         screen.type(typed(script(say("before the restart"))))

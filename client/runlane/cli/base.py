@@ -14,7 +14,7 @@ import click
 from runlane.cli.connection import Settings
 from runlane.cli.terminal import for_terminal
 from runlane.client import Client
-from runlane.errors import InvalidArgument, RunlaneError
+from runlane.errors import InvalidArgument, RunlaneError, Unauthenticated
 from runlane.types import RunComplete, RunState
 from runlane.wire import RetryPolicy
 
@@ -46,6 +46,11 @@ def execute(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> Non
 
     try:
         code = asyncio.run(run())
+    except Unauthenticated as error:
+        if settings.has_token:
+            raise failure(error) from error
+        remedy = "no token was given; use --token-file or RUNLANE_TOKEN"
+        raise Failure(f"{describe(error)}: {remedy}") from error
     except RunlaneError as error:
         raise failure(error) from error
     except (KeyboardInterrupt, asyncio.CancelledError):

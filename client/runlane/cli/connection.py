@@ -56,6 +56,11 @@ class Settings:
     token_file: Path | None = None
     plaintext_token: bool = False
 
+    @property
+    def has_token(self) -> bool:
+        """Whether calls carry a token."""
+        return self.token is not None or self.token_file is not None
+
     def client(self, retry: RetryPolicy) -> Client:
         """Creates a client. Raises UsageError if options conflict."""
         return self._made(lambda access: Client(self.server, retry=retry, **access))
