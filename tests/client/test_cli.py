@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -632,3 +634,15 @@ async def test_refused_caller_without_a_token_is_told_how_to_give_one(
     remedy = ": no token was given; use --token-file or RUNLANE_TOKEN"
     wanted = f"Error: invalid or missing credentials{'' if given else remedy}"
     assert (code, out, err.splitlines()[-1]) == (1, "", wanted)
+
+
+async def test_ctrl_c_before_the_first_call_exits_as_one_during_it(
+    peer: Peer, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = await start(peer, "run", "--attach", str(pipe), "x")
+    writer = await asyncio.to_thread(os.open, pipe, os.O_WRONLY)  # until the command reads
+    process.send_signal(signal.SIGINT)
+    assert await finish(process) == (130, "", "")
+    os.close(writer)

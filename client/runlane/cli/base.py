@@ -11,6 +11,7 @@ from typing import Self
 
 import click
 
+from runlane.cli.command import INTERRUPTED
 from runlane.cli.connection import Settings
 from runlane.cli.terminal import for_terminal
 from runlane.client import Client
@@ -18,7 +19,7 @@ from runlane.errors import InvalidArgument, RunlaneError, Unauthenticated
 from runlane.types import RunComplete, RunState
 from runlane.wire import RetryPolicy
 
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_USAGE = 0, 1, 2
 
 _RETRY = RetryPolicy(attempts=6, maximum=1.0)
 """Short, because a person is waiting: reconnects within a second of a server restart, and reports a
