@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,19 @@ def read_stdin(name: str) -> str:
         raise click.UsageError("stdin is not UTF-8; attach binary files with --attach") from error
 
 
+_VARIABLES = ("VISUAL", "EDITOR")
+
+_EDITORS = ("sensible-editor", "vim", "nano", "vi")
+
+
+def _editor() -> str:
+    """The editor of the person, or one of the system. A blank variable counts as none: with it the
+    draft itself would be the program."""
+    given = (os.environ.get(name, "") for name in _VARIABLES)
+    found = next((editor for editor in given if editor.strip()), None)
+    return found or next(filter(shutil.which, _EDITORS), "vi")
+
+
 class Draft:
     """A text in a file of its own, which only `discard` removes: what a person wrote must outlast
     a failed call."""
@@ -40,9 +54,13 @@ class Draft:
 
         Raises ClickException if the editor fails, and UsageError if it left what is not UTF-8.
         """
+        # An editor such as sensible-editor reads the variables too.
+        blank = {name: "" for name in _VARIABLES if os.environ.get(name, "").isspace()}
         try:
-            click.edit(filename=str(self._path))
+            click.edit(filename=str(self._path), editor=_editor(), env=blank)
             after = self._path.read_bytes()
+        except ValueError as error:  # a quote without an end
+            raise click.ClickException(f"VISUAL or EDITOR: {error}") from error
         except OSError as error:
             raise click.ClickException(f"{field(self._path)}: {error.strerror}") from error
         if after.endswith(b"\n") and not self._before.endswith(b"\n"):
@@ -61,7 +79,11 @@ class Draft:
 
     def rescue(self) -> None:
         """Says where the text stays, if the person changed it."""
-        if self._path.read_bytes() == self._before:
+        try:
+            is_changed = self._path.read_bytes() != self._before
+        except OSError:  # the editor removed it, and the error that led here matters more
+            return
+        if not is_changed:
             self.discard()
         else:
             echo(f"your text is kept in {field(self._path)}", err=True)

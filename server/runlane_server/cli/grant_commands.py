@@ -43,8 +43,8 @@ def grant() -> None:
     "arguments",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Value that an argument must have: text, a number, true, false, or a list of these as JSON."
-    " May be repeated.",
+    help="Value that an argument must have: text, a number, true, false, or a list of these in"
+    " JSON. May be repeated.",
     show_default="any arguments",
 )
 @click.option("--set-by", required=True, metavar="PERSON", help="Person who decides.")
@@ -96,7 +96,7 @@ def _value(name: str, text: str) -> str:
     except ValueError:  # it is plain text
         value, shown = text, canonical(text)
     except RecursionError:
-        value = None
+        value, shown = None, ""
     if not (_is_text(name) and _has_form(value, MAX_DEPTH)):
         raise click.UsageError(
             f"--argument {name!r} must have a text, a number, true, false or a list of these; write"

@@ -575,6 +575,11 @@ OTHERS = (
                 "if lane.active.state is RunState.INPUT_REQUIRED and lane.active.asking.parked:",
                 "if False:",
             ),
+            Edit(
+                "engine/recovery.py",
+                "if session.active and not session.asks]",
+                "if session.active]",
+            ),
         ),
         durable=True,
     ),

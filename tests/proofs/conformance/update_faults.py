@@ -80,8 +80,8 @@ UPDATE_FAULTS = (
         (
             Edit(
                 "store/sqlite/queries.py",
-                "    return lane_from(key, lambda: _lane(key, rows)) if rows else Lane(key)",
-                "    found = lane_from(key, lambda: _lane(key, rows)) if rows else Lane(key)\n"
+                "    return lane_from(key, lambda: _lane(key, rows))",
+                "    found = lane_from(key, lambda: _lane(key, rows))\n"
                 "    line = sorted(found.waiting, key=lambda run: run.accept_seq)\n"
                 "    return found._replace(waiting=tuple(line))",
             ),
