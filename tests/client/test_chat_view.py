@@ -8,12 +8,27 @@ from typing import Any
 import pytest
 
 from runlane.cli.chat import view as module
+from runlane.cli.chat.transcript import Past
 from runlane.cli.chat.view import ChatView
 from runlane.cli.terminal import unsafe_text
 from runlane.errors import Unavailable
 from runlane.inputs import InputKind, InputRequest, InputRequested, InputState, InputWithdrawn
 from runlane.session_stream import QueueChanged, SessionChanged, SessionEvent, SessionRunEvent
-from runlane.types import Run, RunEvent, RunState, Session, Started, TextDelta, Usage, WhenBusy
+from runlane.types import (
+    FinishReason,
+    Folded,
+    Message,
+    Role,
+    Run,
+    RunEvent,
+    RunState,
+    Session,
+    Started,
+    Text,
+    TextDelta,
+    Usage,
+    WhenBusy,
+)
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 HOSTILE = "\x1b]0;x\x07\u202e\u200b"
@@ -79,6 +94,43 @@ def test_prompt_that_is_known_late_is_shown_before_the_answer() -> None:
     assert shown.lines[-2:] == ["that", "> my prompt"]
     shown.view.accepted("own")  # its run came first
     assert shown.area == ""
+
+
+def test_prompt_of_a_run_that_has_ended_already_is_looked_up_before_it_is_shown() -> None:
+    shown = Shown()
+    shown.happens("r", Started(1))
+    brought = SessionEvent("s", "c", SessionChanged(session(), run("r", "why?")))
+    idle = SessionEvent("s", "c", SessionChanged(session(), None))
+    assert (shown.view.lacking(brought), shown.view.lacking(idle)) == ("", "r")
+    shown.view.learn(run("r", "why?"))
+    shown.view.show(idle)
+    assert shown.lines == ["> why?"]
+    joins = SessionEvent("s", "c", SessionRunEvent("r", RunEvent(2, NOW, Folded("j", "r"))))
+    assert shown.view.lacking(joins) == "j"
+    shown.view.learn(run("j", "and?"))
+    assert shown.view.lacking(joins) == ""
+    shown.view.show(joins)
+    assert shown.lines == ["> why?", "> and?"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "mark"),
+    [
+        (FinishReason.STOP, []),
+        (None, []),
+        (FinishReason.CANCELED, ["cancelled"]),
+        (FinishReason.ERROR, ["error"]),
+        (FinishReason.LENGTH, ["length"]),
+    ],
+)
+def test_earlier_turn_that_did_not_end_well_is_marked(
+    reason: FinishReason | None, mark: list[str]
+) -> None:
+    asked = Message("m", "r", 1, Role.USER, (Text("why?"),), None, "", NOW)
+    said = Message("n", "r", 1, Role.ASSISTANT, (Text("so"),), reason, "", NOW)
+    shown = Shown()
+    shown.view.show_past(Past([(asked, said)], 0), "s")
+    assert shown.lines == ["> why?", "so", *mark]
 
 
 def test_queue_and_unsent_prompts_stand_above_the_input() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -535,6 +537,30 @@ async def test_follow_of_a_session_shows_the_prompt_of_a_run_that_starts_at_once
     assert err.splitlines()[:2] == ["run r1 why?", "run r2"]
 
 
+async def test_follow_of_a_session_shows_the_prompt_of_a_run_that_has_ended_already(
+    peer: Peer,
+) -> None:
+    """The session was idle again before it could tell of the run."""
+    of_past = run_pb2.Run(run_id="r1", prompt_excerpt="why?")
+    peer.scripts["GetRun"] = [(run_service_pb2.GetRunResponse(run=of_past),)]
+    start_of = event(1, started=run_pb2.RunEvent.Started(attempt=1))
+    idle = Streamed.SessionChanged(session=session_pb2.Session(session_id="s"))
+    peer.scripts["SubscribeSession"] = [
+        (
+            Streamed(session_id="s", cursor="c1", run_event=of_run("r1", start_of)),
+            Streamed(session_id="s", cursor="c1", session_changed=idle),
+            Streamed(session_id="s", cursor="c2", run_event=of_run("r1", says(2, "text\n"))),
+            HANG,
+        )
+    ]
+    process = await start(peer, "follow", "s", "--cursor", "c0")
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"text\n"
+    process.send_signal(signal.SIGINT)
+    _, _, err = await finish(process)
+    assert err.splitlines()[:1] == ["run r1 why?"]
+
+
 async def test_follow_of_a_session_shows_changes_of_its_title(peer: Peer) -> None:
     peer.scripts["GetRun"] = [(Refuse(StatusCode.NOT_FOUND, "RUN_NOT_FOUND"),)] * 2
     peer.scripts["GetSession"] = [
@@ -594,3 +620,29 @@ async def test_follow_of_a_session_in_json(peer: Peer) -> None:
 def of_run(run_id: str, answer: run_service_pb2.SubscribeRunResponse) -> Streamed.RunEventOf:
     """An event in the stream of a session."""
     return Streamed.RunEventOf(run_id=run_id, event=answer.event)
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_refused_caller_without_a_token_is_told_how_to_give_one(
+    peer: Peer, given: bool
+) -> None:
+    refusal = Refuse(
+        StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "invalid or missing credentials"
+    )
+    peer.scripts["ListRuns"] = [(refusal,)] * 5
+    code, out, err = await finish(await start(peer, *(("--token", "t") if given else ()), "runs"))
+    remedy = ": no token was given; use --token-file or RUNLANE_TOKEN"
+    wanted = f"Error: invalid or missing credentials{'' if given else remedy}"
+    assert (code, out, err.splitlines()[-1]) == (1, "", wanted)
+
+
+async def test_ctrl_c_before_the_first_call_exits_as_one_during_it(
+    peer: Peer, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = await start(peer, "run", "--attach", str(pipe), "x")
+    writer = await asyncio.to_thread(os.open, pipe, os.O_WRONLY)  # until the command reads
+    process.send_signal(signal.SIGINT)
+    assert await finish(process) == (130, "", "")
+    os.close(writer)

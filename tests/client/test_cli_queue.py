@@ -110,6 +110,14 @@ async def test_a_dropped_run_is_cancelled_with_its_receipt(peer: Peer) -> None:
     assert (sent.run_id, sent.reason) == ("r", "why")
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+async def test_a_run_that_has_ended_cannot_be_dropped(peer: Peer, options: tuple[str, ...]) -> None:
+    peer.scripts["Cancel"] = [(pb.CancelResponse(fence_accept_seq=3),)]
+    code, out, err = await finish(await start(peer, "queue", "drop", "r", *options))
+    assert (code, bool(out)) == (1, bool(options))
+    assert options or err == "Error: run r has ended; there is nothing to drop\n"
+
+
 @pytest.mark.parametrize("arguments", [("s",), ("list", "s")])
 async def test_r47_the_queue_of_a_session_is_listed_in_the_order_of_its_starts(
     peer: Peer, arguments: tuple[str, ...]

@@ -69,3 +69,21 @@ def test_answer_of_two_kinds_is_wrong_usage(options: tuple[str, ...], remedy: st
 
 def test_filter_of_everything_and_of_something_is_wrong_usage() -> None:
     assert "--everything" in refused("webhooks", "update", "w", "--everything", "--agent", "a")
+
+
+@pytest.mark.parametrize("option", ["--token-file", "--tls-ca"])
+def test_missing_file_is_wrong_usage_of_its_option(option: str) -> None:
+    assert f"{option}: absent: No such file or directory" in refused(option, "absent", "runs")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("absent", "No such file or directory"), ("/dev/null", "is empty")]
+)
+def test_file_without_a_token_of_its_own_is_wrong_usage(name: str, problem: str) -> None:
+    told = refused("mcp", "--http", "127.0.0.1:1", "--own-token-file", name)
+    assert "--own-token-file: " in told
+    assert problem in told
+
+
+def test_edit_without_a_terminal_says_that_the_editor_needs_one() -> None:
+    assert "the editor needs a terminal; give --prompt" in refused("queue", "edit", "r")

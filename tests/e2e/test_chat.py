@@ -109,6 +109,19 @@ async def test_prompt_that_begins_with_y_approves_nothing(
         assert "continues: runlane follow s" in screen.screen
 
 
+async def test_cancel_and_answer_that_fail_say_so(server: ServerProcess) -> None:
+    async with chatting(server) as screen:
+        screen.type(typed(script({"ask": ASK})))
+        await screen.shows("y and Enter approves")
+        await server.kill()
+        await screen.shows("reconnecting: ")
+        screen.type(b"y\r")
+        await screen.shows("not answered: ")
+        screen.type(ESC)
+        await screen.shows("not cancelled: ")
+        await leave(screen)
+
+
 async def test_chat_survives_a_restart_of_the_server(server: ServerProcess) -> None:
     async with chatting(server) as screen:
         screen.type(typed(script(say("before the restart"))))
@@ -151,6 +164,18 @@ async def test_others_are_shown_and_cannot_steer_the_terminal(
         await leave(screen)
         for unsafe in ("\x1b]0;pwned", "\u202e", "\u200b", "\x9b"):
             assert unsafe not in screen.screen
+
+
+async def test_prompts_of_others_are_shown_also_of_runs_that_end_at_once(
+    server: ServerProcess, client: Client
+) -> None:
+    async with chatting(server) as screen:
+        for n in range(8):
+            await (await client.run_accepted("s", f"short {n}", allow_missing=True)).completed()
+        await screen.shows("> short 7")
+        await leave(screen)
+        assert "(run " not in screen.screen
+        assert all(f"> short {n}" in screen.screen for n in range(8))
 
 
 async def test_chat_is_for_people(server: ServerProcess) -> None:

@@ -11,14 +11,15 @@ from typing import Self
 
 import click
 
+from runlane.cli.command import INTERRUPTED
 from runlane.cli.connection import Settings
 from runlane.cli.terminal import for_terminal
 from runlane.client import Client
-from runlane.errors import InvalidArgument, RunlaneError
+from runlane.errors import InvalidArgument, RunlaneError, Unauthenticated
 from runlane.types import RunComplete, RunState
 from runlane.wire import RetryPolicy
 
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_USAGE = 0, 1, 2
 
 _RETRY = RetryPolicy(attempts=6, maximum=1.0)
 """Short, because a person is waiting: reconnects within a second of a server restart, and reports a
@@ -46,6 +47,11 @@ def execute(settings: Settings, work: Callable[[Client], Awaitable[int]]) -> Non
 
     try:
         code = asyncio.run(run())
+    except Unauthenticated as error:
+        if settings.has_token:
+            raise failure(error) from error
+        remedy = "no token was given; use --token-file or RUNLANE_TOKEN"
+        raise Failure(f"{describe(error)}: {remedy}") from error
     except RunlaneError as error:
         raise failure(error) from error
     except (KeyboardInterrupt, asyncio.CancelledError):

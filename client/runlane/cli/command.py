@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
 
 class Command(click.Command):
     """A command whose text arguments are UTF-8. Paths may have any bytes."""
@@ -24,7 +27,11 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. Raises UsageError."""
         refuse_other_encodings(ctx)
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Before or after the calls, as at an editor; click would exit with 1.
+            ctx.exit(INTERRUPTED)
 
 
 def refuse_other_encodings(ctx: click.Context) -> None:

@@ -56,6 +56,11 @@ class Settings:
     token_file: Path | None = None
     plaintext_token: bool = False
 
+    @property
+    def has_token(self) -> bool:
+        """Whether calls carry a token."""
+        return self.token is not None or self.token_file is not None
+
     def client(self, retry: RetryPolicy) -> Client:
         """Creates a client. Raises UsageError if options conflict."""
         return self._made(lambda access: Client(self.server, retry=retry, **access))
@@ -93,9 +98,13 @@ class Settings:
             return None
         if (self.tls_cert is None) != (self.tls_key is None):
             raise click.UsageError("--tls-cert and --tls-key must be used together")
-        paths = (self.tls_ca, self.tls_key, self.tls_cert)
+        files = (
+            ("--tls-ca", self.tls_ca),
+            ("--tls-key", self.tls_key),
+            ("--tls-cert", self.tls_cert),
+        )
         return grpc.ssl_channel_credentials(
-            *(None if path is None else _read(path) for path in paths)
+            *(None if path is None else _read(option, path) for option, path in files)
         )
 
     def _token(self) -> str | Callable[[], str] | None:
@@ -106,18 +115,18 @@ class Settings:
         return read
 
 
-def _read(path: Path) -> bytes:
+def _read(option: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise click.FileError(str(path), error.strerror) from None
+        raise click.UsageError(f"{option}: {path}: {error.strerror}") from None
 
 
-def read_token(path: Path) -> str:
-    """Returns the token in a file. Raises ClickException if there is none."""
-    token = _read(path).decode(errors="replace").strip()
+def read_token(path: Path, option: str = "--token-file") -> str:
+    """Returns the token in a file. Raises UsageError if there is none."""
+    token = _read(option, path).decode(errors="replace").strip()
     if not token:
-        raise click.UsageError(f"--token-file: {path} is empty")
+        raise click.UsageError(f"{option}: {path} is empty")
     return token
 
 

@@ -11,6 +11,7 @@ import click
 from runlane.cli.base import DONE, Interrupts, execute, outcome_code, stop
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
+from runlane.cli.late_prompts import brings, find_late
 from runlane.cli.output import field, json_line, one_line
 from runlane.cli.run_ids import find_run, find_session
 from runlane.cli.run_view import RunView
@@ -82,7 +83,7 @@ async def _follow_session(
         stack.callback(_print_cursor, stream, session_id)
         interrupts = stack.enter_context(Interrupts())
         stack.push_async_callback(stream.aclose)
-        reader = asyncio.create_task(_read(stream, view))
+        reader = asyncio.create_task(_read(client, stream, view))
         stack.push_async_callback(stop, reader)
         interrupted = asyncio.create_task(_wait_for(interrupts.first))
         stack.push_async_callback(stop, interrupted)
@@ -99,8 +100,9 @@ async def _wait_for(event: asyncio.Event) -> None:
     await event.wait()
 
 
-async def _read(stream: SessionStream, view: SessionView) -> None:
+async def _read(client: Client, stream: SessionStream, view: SessionView) -> None:
     async for event in stream:
+        await find_late(client, view, event)
         view.show(event)
 
 
@@ -116,6 +118,16 @@ class SessionView:
         """The run that has started while its prompt was not known."""
         self._waiting = 0
         self._title = ""
+
+    def learn(self, *runs: Run) -> None:
+        """Notes the prompts of runs."""
+        for run in runs:
+            self._prompts[run.run_id] = run.prompt_excerpt
+
+    def lacking(self, event: SessionEvent) -> str:
+        """The run whose prompt the event makes visible but is not known; empty if there is none."""
+        is_lacking = self._unannounced and not brings(event, self._unannounced)
+        return self._unannounced if is_lacking else ""
 
     def show(self, event: SessionEvent) -> None:
         """Shows an event."""
@@ -134,11 +146,11 @@ class SessionView:
                     self._on_start(run_id)
                 self.runs.show(of_run)
             case QueueChanged(run_ids, runs):
-                self._know(*runs)
+                self.learn(*runs)
                 self._show_waiting(len(run_ids))
             case SessionChanged(session, active_run):
                 if active_run is not None:
-                    self._know(active_run)
+                    self.learn(active_run)
                 self._announce_late()
                 self._show_session(session)
 
@@ -153,17 +165,13 @@ class SessionView:
 
     def _show_snapshot(self, snapshot: SessionSnapshot) -> None:
         self._title = "" if snapshot.session is None else snapshot.session.title
-        self._know(*snapshot.queue)
+        self.learn(*snapshot.queue)
         if snapshot.active_run is not None:
-            self._know(snapshot.active_run)
+            self.learn(snapshot.active_run)
             self._announce(snapshot.active_run.run_id)
         for event in snapshot.output:
             self.runs.show(event)
         self._show_waiting(len(snapshot.queue))
-
-    def _know(self, *runs: Run) -> None:
-        for run in runs:
-            self._prompts[run.run_id] = run.prompt_excerpt
 
     def _on_start(self, run_id: str) -> None:
         if run_id in self._prompts:

@@ -138,7 +138,7 @@ def _serve_http(
 
 
 def _own_token(path: Path) -> str:
-    token = read_token(path)
+    token = read_token(path, "--own-token-file")
     if len(token) < MIN_TOKEN or re.fullmatch(r"[!-~]+", token) is None:
         raise InvalidUsage(
             f"--own-token-file: {path} must have {MIN_TOKEN} or more printable characters without "

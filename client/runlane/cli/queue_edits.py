@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from runlane.cli.answer import can_ask
-from runlane.cli.base import DONE, Failure, InvalidUsage, execute
+from runlane.cli.base import DONE, FAILED, Failure, InvalidUsage, execute
 from runlane.cli.cancel import print_receipts
 from runlane.cli.connection import Settings
 from runlane.cli.editor import Draft, read_stdin
@@ -94,7 +94,7 @@ def edit(
         raise InvalidUsage("--label and --no-labels exclude each other")
     if prompt is None and not labels and not no_labels:
         if not can_ask():
-            raise InvalidUsage("nothing to change; give --prompt, --label or --no-labels")
+            raise InvalidUsage("the editor needs a terminal; give --prompt, --label or --no-labels")
         _edit_by_hand(settings, run, revision, as_json)
         return
     metadata = dict(labels) if labels or no_labels else None
@@ -165,12 +165,15 @@ async def _update(run: str, changes: Mapping[str, Any], as_json: bool, client: C
 def drop(settings: Settings, reason: str, as_json: bool, run: str) -> None:
     """Cancel RUN, also if it has just started, and print the receipt.
 
-    RUN is a run id, or its unique beginning.
+    The exit code is 1 if it has ended. RUN is a run id, or its unique beginning.
     """
     execute(settings, partial(_drop, run, reason, as_json))
 
 
 async def _drop(run: str, reason: str, as_json: bool, client: Client) -> int:
-    receipt = await client.cancel(run_id=await find_run(client, run), reason=reason)
+    run_id = await find_run(client, run)
+    receipt = await client.cancel(run_id=run_id, reason=reason)
+    if not receipt.cancelled and not as_json:
+        raise Failure(f"run {field(run_id)} has ended; there is nothing to drop")
     await print_receipts((receipt,), as_json=as_json)
-    return DONE
+    return DONE if receipt.cancelled else FAILED

@@ -14,6 +14,7 @@ from runlane.cli.base import DONE, InvalidUsage, describe, execute, stop
 from runlane.cli.chat.transcript import read_past
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
+from runlane.cli.late_prompts import find_late
 from runlane.cli.output import field
 from runlane.cli.terminal import echo, unsafe_text
 from runlane.client import Client
@@ -139,6 +140,7 @@ class Chat:
                         if not is_connected and isinstance(event.body, SessionSnapshot):
                             await self._show_past(event.body)
                         is_connected = True
+                        await find_late(self._client, self._view, event)
                         self._view.show(event)
                         self._screen.redraw()
             except TRANSIENT as error:
@@ -191,7 +193,7 @@ class Chat:
         if verdict is None:
             self._start(self._send(text))
         elif self._view.is_considered:
-            self._start(self._answer(question, verdict))
+            self._start(self._answer(question, verdict), "not answered")
         else:
             self._view.note("the question has only just come: read it, then answer again")
 
@@ -204,17 +206,17 @@ class Chat:
         if given is None:
             self._view.note("that is not one of the choices")
         else:
-            self._start(self._answer(question, given))
+            self._start(self._answer(question, given), "not answered")
 
     def _on_escape(self) -> None:
         run_id = self._view.active_run_id
         if run_id:
-            self._start(self._cancel(run_id))
+            self._start(self._cancel(run_id), "not cancelled")
         else:
             self._view.note("no run is active")
 
     def _on_up(self) -> None:
-        self._start(self._take_back(self._view.last_waiting))
+        self._start(self._take_back(self._view.last_waiting), "the queued prompt cannot be read")
 
     # --- Calls ------------------------------------------------------------------------------------
 
@@ -282,14 +284,15 @@ class Chat:
         receipt = await self._client.answer_input(question, given)
         self._view.note(outcome_text(receipt))
 
-    def _start(self, call: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._report(call))
+    def _start(self, call: Coroutine[Any, Any, None], failed: str = "failed") -> None:
+        """Starts a call; `failed` is what a person reads if it fails."""
+        task = asyncio.create_task(self._report(call, failed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _report(self, call: Coroutine[Any, Any, None]) -> None:
+    async def _report(self, call: Coroutine[Any, Any, None], failed: str) -> None:
         try:
             await call
         except RunlaneError as error:
-            self._view.note(f"failed: {describe(error)}")
+            self._view.note(f"{failed}: {describe(error)}")
         self._screen.redraw()

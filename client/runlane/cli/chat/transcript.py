@@ -6,13 +6,14 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from runlane.cli.output import field, one_line
+from runlane.cli.output import field, finish_text, one_line
 from runlane.cli.run_view import artifact_text
 from runlane.cli.terminal import for_terminal
 from runlane.client import Client
 from runlane.types import (
     Artifact,
     Attachment,
+    FinishReason,
     Message,
     Part,
     Result,
@@ -29,6 +30,10 @@ minutes."""
 
 Line = tuple[str, str]
 """A text and its style."""
+
+
+_WHOLE = (None, FinishReason.STOP, FinishReason.TOOL_CALLS)
+"""The ends of a message that need no mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ def past_lines(past: Past, session_id: str) -> Iterator[Line]:
         for message in turn:
             for part in message.parts:
                 yield from _cut(list(_lines_of(message.role, part)))
+            if message.finish_reason not in _WHOLE:
+                yield finish_text(message.finish_reason), "dim"
 
 
 def _cut(lines: list[Line]) -> list[Line]:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from runlane.cli.base import describe
 from runlane.cli.chat.transcript import Past, past_lines
+from runlane.cli.late_prompts import brings
 from runlane.cli.output import field, one_line
 from runlane.cli.run_view import artifact_text, end_text
 from runlane.cli.terminal import for_terminal
@@ -186,6 +187,24 @@ class ChatView:
             self.is_lost = True
             self.note(f"reconnecting: {describe(error)}")
 
+    def learn(self, *runs: Run) -> None:
+        """Notes the prompts of runs: their excerpts, but those of this chat whole."""
+        for run in runs:
+            own = self.sending.pop(run.run_id, None) or self._prompts.get(run.run_id, "")
+            is_whole = not run.revision and own.startswith(run.prompt_excerpt)
+            self._prompts[run.run_id] = own if is_whole else run.prompt_excerpt
+
+    def lacking(self, event: SessionEvent) -> str:
+        """The run whose prompt the event makes visible but is not known; empty if there is none."""
+        if self._unannounced:
+            return "" if brings(event, self._unannounced) else self._unannounced
+        match event.body:
+            case SessionRunEvent(run_id, RunEvent(body=Folded(run_id=joined))) if joined != run_id:
+                is_known = joined in self._prompts or joined in self.sending
+                return "" if is_known or run_id in self._past else joined
+            case _:
+                return ""
+
     def show(self, event: SessionEvent) -> None:
         """Shows an event of the session."""
         if self.is_lost:
@@ -198,7 +217,7 @@ class ChatView:
                 self._show_run_event(run_id, of_run)
             case QueueChanged(run_ids, runs):
                 self._queue = run_ids
-                self._know(*runs)
+                self.learn(*runs)
             case SessionChanged(session, active_run):
                 self._show_change(session, active_run)
         self._consider()
@@ -213,14 +232,14 @@ class ChatView:
     def _show_snapshot(self, snapshot: SessionSnapshot) -> None:
         self.session = snapshot.session
         self._queue = tuple(run.run_id for run in snapshot.queue)
-        self._know(*snapshot.queue, *snapshot.folded)
+        self.learn(*snapshot.queue, *snapshot.folded)
         self._questions.clear()
         self.active_run_id = ""
         self._open_line = ""
         if snapshot.session is None:
             self.note("a new session; it begins with your first prompt")
         if snapshot.active_run is not None:
-            self._know(snapshot.active_run)
+            self.learn(snapshot.active_run)
             self._announce(snapshot.active_run.run_id)
         for event in snapshot.output:
             if snapshot.active_run is not None and not isinstance(event.body, Started):
@@ -231,7 +250,7 @@ class ChatView:
     def _show_change(self, session: Session | None, active_run: Run | None) -> None:
         before, self.session = self.session, session
         if active_run is not None:
-            self._know(active_run)
+            self.learn(active_run)
         self._announce_late()
         self.active_run_id = "" if active_run is None else active_run.run_id
         if session is None:
@@ -266,13 +285,6 @@ class ChatView:
                 self._on_end(run_id, complete)
             case _:
                 pass
-
-    def _know(self, *runs: Run) -> None:
-        """Learns the prompts of runs: their excerpts, but those of this chat whole."""
-        for run in runs:
-            own = self.sending.pop(run.run_id, None) or self._prompts.get(run.run_id, "")
-            is_whole = not run.revision and own.startswith(run.prompt_excerpt)
-            self._prompts[run.run_id] = own if is_whole else run.prompt_excerpt
 
     def _on_start(self, run_id: str, attempt: int) -> None:
         if attempt > 1:
