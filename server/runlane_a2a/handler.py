@@ -20,6 +20,7 @@ from a2a.utils.proto_utils import validate_proto_required_fields
 from google.protobuf.message import Message
 
 from runlane.client import Client
+from runlane.errors import RunNotFound
 from runlane.ids import new_id
 from runlane.inputs import InputAnswered, InputRequest, InputState
 from runlane.run_events import RunEvents
@@ -27,9 +28,16 @@ from runlane.types import Run, RunEvent, RunState
 from runlane_a2a.card import extended_card
 from runlane_a2a.errors import refuse
 from runlane_a2a.history import history_of
-from runlane_a2a.incoming import check_message, read_new_task
+from runlane_a2a.incoming import NewTask, check_message, read_new_task
 from runlane_a2a.parts import read_parts
-from runlane_a2a.push import create_config, delete_config, get_config, list_configs
+from runlane_a2a.push import (
+    comes_with,
+    create_config,
+    delete_config,
+    get_config,
+    list_configs,
+    pushed,
+)
 from runlane_a2a.questions import answer_id, as_seen, find_request, is_repeated, read_answer
 from runlane_a2a.settings import Caller, Settings, caller_of
 from runlane_a2a.task_list import list_tasks
@@ -40,8 +48,6 @@ Event: TypeAlias = pb.Message | pb.Task | Update
 
 CANCEL_SECONDS = 20.0
 """Seconds that CancelTask waits for the agent to return; the task is cancelled in any case."""
-
-_PUSH = "configuration.taskPushNotificationConfig."
 
 SNAPSHOT_SECONDS = 10.0
 """Seconds to read the events of a live task up to now."""
@@ -222,10 +228,18 @@ class Handler(RequestHandler):
         if params.message.task_id:
             return await self._answer(params, caller)
         new = read_new_task(params, self._settings, caller.run_id)
-        # Before the run is accepted, so that no event of it is missed, and a config that is refused
-        # starts nothing. Without a run it is deleted after an hour.
+        if new.run_id and comes_with(params) and await _is_task(new.run_id, caller):
+            # It may be that of another message, which this one must not change.
+            run = await self._accept(new, new.run_id, caller)
+            async with pushed(params, run.run_id, caller.calls):
+                return _Sent(run)
         run_id = new.run_id or new_id()
-        await _configure_push(params, run_id, caller)
+        # Before the run is accepted, so that no event of it is missed, and a config that is refused
+        # starts nothing.
+        async with pushed(params, run_id, caller.calls):
+            return _Sent(await self._accept(new, run_id, caller))
+
+    async def _accept(self, new: NewTask, run_id: str, caller: Caller) -> Run:
         handle = await caller.calls.run_accepted(
             new.context_id,
             new.content.text,
@@ -235,7 +249,7 @@ class Handler(RequestHandler):
             allow_missing=True,
             agent=self._settings.agent,
         )
-        return _Sent(handle.run)
+        return handle.run
 
     async def _answer(self, params: pb.SendMessageRequest, caller: Caller) -> _Sent:
         message = params.message
@@ -252,19 +266,19 @@ class Handler(RequestHandler):
             )
         read_parts(message.parts, self._settings.modes)
         request = await self._open_request(message, caller)
-        await _configure_push(params, run.run_id, caller)
-        receipt = await caller.calls.answer_input(
-            as_seen(message, request),
-            read_answer(message, request),
-            answer_id=answer_id(message, request),
-        )
-        if not receipt.accepted:
-            raise refuse(
-                UnsupportedOperationError,
-                "the question was answered before",
-                field="message.taskId",
-                reason="INPUT_ANSWERED",
+        async with pushed(params, run.run_id, caller.calls):
+            receipt = await caller.calls.answer_input(
+                as_seen(message, request),
+                read_answer(message, request),
+                answer_id=answer_id(message, request),
             )
+            if not receipt.accepted:
+                raise refuse(
+                    UnsupportedOperationError,
+                    "the question was answered before",
+                    field="message.taskId",
+                    reason="INPUT_ANSWERED",
+                )
         return _Sent(run, request.input_request_id)
 
     async def _open_request(self, message: pb.Message, caller: Caller) -> InputRequest:
@@ -361,25 +375,17 @@ def _check(params: Message) -> None:
         raise refuse(InvalidParamsError, "the token decides it; leave it empty", field="tenant")
 
 
+async def _is_task(run_id: str, caller: Caller) -> bool:
+    try:
+        await caller.calls.get_run(run_id)
+    except RunNotFound:
+        return False
+    return True
+
+
 async def _calls_for(params: Message, context: ServerCallContext) -> Client:
     """The server as the caller sees it, once the task of a request is known to exist."""
     _check(params)
     calls = caller_of(context).calls
     await calls.get_run(params.task_id)  # type: ignore[attr-defined] # of all four requests
     return calls
-
-
-async def _configure_push(params: pb.SendMessageRequest, task_id: str, caller: Caller) -> None:
-    """Creates the config that comes with a message; a message that is sent again replaces it."""
-    if not params.configuration.HasField("task_push_notification_config"):
-        return
-    config, at = params.configuration.task_push_notification_config, _PUSH
-    if config.tenant:
-        raise refuse(
-            InvalidParamsError, "the token decides it; leave it empty", field=f"{at}tenant"
-        )
-    if config.task_id not in ("", task_id):
-        raise refuse(InvalidParamsError, "is not that of the message", field=f"{at}taskId")
-    config.task_id = task_id
-    config.id = config.id or task_id
-    await create_config(config, caller.calls, at=at)

@@ -6,15 +6,28 @@ answer has them.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
 from a2a.types import a2a_pb2 as pb
-from a2a.utils.errors import InvalidParamsError, TaskNotFoundError
+from a2a.utils.errors import A2AError, InvalidParamsError, TaskNotFoundError
 
 from runlane.client import Client
+from runlane.errors import (
+    ClientClosed,
+    Internal,
+    RunlaneError,
+    UnexpectedStatus,
+    is_outcome_unknown,
+)
 from runlane.ids import new_id
 from runlane.webhooks import Webhook, WebhookFormat, WebhookRun
 from runlane_a2a.errors import refuse
 
 PAGE_SIZE = 50
+
+_SENT = "configuration.taskPushNotificationConfig."
+"""The config of a message."""
 
 
 async def create_config(
@@ -30,20 +43,72 @@ async def create_config(
     Raises:
         A2AError, RunlaneError.
     """
-    made = pb.TaskPushNotificationConfig()
-    made.CopyFrom(config)
-    made.id = config.id or new_id()
+    return _config(await _create(config, client, at))
+
+
+@asynccontextmanager
+async def pushed(
+    params: pb.SendMessageRequest, task_id: str, client: Client
+) -> AsyncGenerator[None, None]:
+    """Creates the config that comes with a message; a message that is sent again replaces it.
+
+    If the message is refused inside, the new config is deleted. Raises A2AError, RunlaneError.
+    """
+    webhook = await _create_sent(params, task_id, client)
+    try:
+        yield
+    except (A2AError, RunlaneError) as error:
+        if webhook is not None and _is_new(webhook) and _is_refusal(error):
+            with suppress(RunlaneError):  # without a run it is deleted after an hour
+                await client.delete_webhook(webhook.webhook_id)
+        raise
+
+
+def comes_with(params: pb.SendMessageRequest) -> bool:
+    """Whether a config comes with a message."""
+    return params.configuration.HasField("task_push_notification_config")
+
+
+async def _create_sent(
+    params: pb.SendMessageRequest, task_id: str, client: Client
+) -> Webhook | None:
+    if not comes_with(params):
+        return None
+    config = params.configuration.task_push_notification_config
+    if config.tenant:
+        raise refuse(
+            InvalidParamsError, "the token decides it; leave it empty", field=f"{_SENT}tenant"
+        )
+    if config.task_id not in ("", task_id):
+        raise refuse(InvalidParamsError, "is not that of the message", field=f"{_SENT}taskId")
+    config.task_id = task_id
+    config.id = config.id or task_id
+    return await _create(config, client, _SENT)
+
+
+def _is_refusal(error: A2AError | RunlaneError) -> bool:
+    """Whether the message certainly had no effect."""
+    if isinstance(error, A2AError) or not error.may_have_arrived:
+        return True
+    is_unknown = is_outcome_unknown(error)
+    return not is_unknown and not isinstance(error, ClientClosed | Internal | UnexpectedStatus)
+
+
+def _is_new(webhook: Webhook) -> bool:
+    return webhook.created_at == webhook.updated_at
+
+
+async def _create(config: pb.TaskPushNotificationConfig, client: Client, at: str) -> Webhook:
     if not config.url:
         raise refuse(InvalidParamsError, "is missing", field=f"{at}url")
     run = WebhookRun(
-        made.task_id,
-        made.id,
+        config.task_id,
+        config.id or new_id(),
         WebhookFormat.A2A,
         authorization=_authorization(config, at),
         notification_token=config.token,
     )
-    created = await client.create_webhook(config.url, run=run)
-    return _config(created.webhook)
+    return (await client.create_webhook(config.url, run=run)).webhook
 
 
 async def delete_config(task_id: str, config_id: str, client: Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from google.protobuf.message import Message
 
 from runlane import Client, PermissionDenied, WebhookRun
 from runlane_server.config import Config
+from runlane_server.core.limits import Limits
 from runlane_server.testing import LocalServer
 from runlane_web.guard import Policy
 from support.a2a_door import A2A, TRANSPORTS, Failed, a2a_door, message, script
@@ -181,6 +183,45 @@ async def test_a_config_that_is_refused_starts_no_task(transport: str) -> None:
         listed = await a2a.call(transport, "ListTasks", pb.ListTasksRequest(context_id="c"))
         assert not listed.tasks
         assert not served.accepted
+
+
+async def test_r06_a_refused_message_leaves_no_config() -> None:
+    full = replace(LOCAL, limits=Limits(max_active_runs=0, max_waiting_runs=1))
+    async with (
+        LocalServer("echo", config=full) as server,
+        a2a_door(server.address) as a2a,
+        endpoint() as served,
+        server.client() as client,
+    ):
+        waiting = message("x", context_id="c")
+        waiting.configuration.return_immediately = True
+        task = await a2a.task("jsonrpc", with_config(waiting, served.url))
+        assert await ids(a2a, "jsonrpc", task.id) == [task.id]
+        with pytest.raises(Failed) as failed:
+            await a2a.task("jsonrpc", with_config(message("y", context_id="c"), served.url))
+        assert failed.value.reasons == ["QUEUE_FULL"]
+        left = [each.run.run_id async for each in client.list_webhooks() if each.run]
+        assert left == [task.id]
+
+
+async def test_r06_a_message_whose_key_is_that_of_another_changes_no_config() -> None:
+    async with pushing() as (a2a, served):
+        first = with_config(script(ASK, context_id="c"), served.url)
+        key = {"Idempotency-Key": "k"}
+        for _ in range(2):
+            answer = await a2a.call("rest", "SendMessage", first, **key)
+            assert answer.task.id == "k"
+        other = with_config(message("other", context_id="c"), f"{served.url}2")
+        other.configuration.task_push_notification_config.id = "more"
+        same = with_config(message("other", context_id="c"), f"{served.url}2")
+        for sent in (other, same):
+            with pytest.raises(Failed) as failed:
+                await a2a.call("rest", "SendMessage", sent, **key)
+            assert "RUN_ID_CONFLICT" in failed.value.reasons
+        assert await ids(a2a, "rest", "k") == ["k"]
+        named = pb.GetTaskPushNotificationConfigRequest(task_id="k", id="k")
+        found = await a2a.call("rest", "GetTaskPushNotificationConfig", named)
+        assert found.url == served.url
 
 
 @over_each_transport

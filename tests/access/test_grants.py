@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -56,10 +57,23 @@ def test_a_grant_covers_its_calls_until_it_expires() -> None:
         (*CALL[:3], "7"),
         (*CALL[:3], "{"),
         (*CALL[:3], ""),
+        (*CALL[:3], '{"to": "production", "to": "staging"}'),
+        (*CALL[:3], '{"to": "staging", "to": "staging"}'),
+        (*CALL[:3], '{"to": "staging", "o": [{"a": 1, "a": 2}]}'),
+        (*CALL[:3], '{"to": "staging", "To": "production"}'),
+        (*CALL[:3], '{"TO": "staging"}'),
     ],
 )
 def test_a_grant_covers_nothing_else(call: tuple[str, ...]) -> None:
     assert found(*call) is None
+
+
+@pytest.mark.parametrize("name", ["key", "KEY", "\u212aey"])  # the sign of Kelvin
+def test_a_name_that_differs_in_case_only_is_taken_for_none(name: str) -> None:
+    grant = GRANT._replace(arguments={"Key": "1", "kEy": "2"})
+    given = {"Key": 1, "kEy": 2, "other": 3}
+    assert found(*CALL[:3], json.dumps(given), grant=grant) is grant
+    assert found(*CALL[:3], json.dumps(given | {name: 1}), grant=grant) is None
 
 
 @pytest.mark.parametrize(("granted", "given"), [("1", "true"), ("1", "1.0"), ("true", "1")])
@@ -138,24 +152,44 @@ def test_the_commands_create_list_and_remove(tmp_path: Path) -> None:
     assert "there is no grant 'staging'" in run(path, "remove", "staging")[1]
 
 
+@pytest.mark.parametrize("text", ["\x7f", "a\u2028b", "\x85[[token]]", "\\\x7f", "\n", '"', "NaN"])
+def test_any_text_is_the_value_of_an_argument(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "access.toml"
+    assert run(path, *NEW, "--argument", f"x={text}", "--argument", f"{text}=1") == (0, "")
+    (grant,) = editing.grants(path)
+    assert grant.covers("default", "default", "deploy", json.dumps({"x": text, text: 1}))
+    assert run(path, "remove", "staging") == (0, "")
+    assert not path.read_text().strip()
+
+
+BAD_VALUES = (
+    *("null", '{"a": 1}', "[null]", '[{"a": 1}]', "\udc80", r'"\ud800"', r'["\udfff"]'),
+    *(9 * "[" + 9 * "]", 5_000 * "["),
+    5_000 * "[" + 5_000 * "]",
+)
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        (("--expires", "400d"), "at most 366 days"),
-        (("--tenant", "/"), "'tenant' must be"),
-        (("--agent", "A"), "'agent' must be"),
-        (("--tool", ""), "'tool' must be"),
-        (("--set-by", "a b"), "'set_by' must be"),
+        (("--expires", "400d"), "'--expires': must be at most 366d"),
+        (("--expires", "500ms"), "'--expires': must be at least 1s"),
+        (("--tenant", "/"), "--tenant must be"),
+        (("--agent", "A"), "--agent must be"),
+        (("--tool", ""), "--tool must be"),
+        (("--set-by", "a b"), "--set-by must be"),
         (("--argument", "x"), "must be NAME=VALUE"),
-        (("--argument", 'x={"a": 1}'), "access.toml: "),
-        (("--argument", "x=null"), "access.toml: "),
+        (("--argument", "\udc80=1"), "--argument '\\udc80' must have"),
+        *((("--argument", f"x={value}"), "--argument 'x' must have") for value in BAD_VALUES),
+        (("--argument", "x=1", "--argument", "x=2"), "--argument 'x' is given twice"),
     ],
 )
 def test_an_invalid_grant_is_not_written(
-    tmp_path: Path, changes: tuple[str, str], error: str
+    tmp_path: Path, changes: tuple[str, ...], error: str
 ) -> None:
     path = tmp_path / "access.toml"
     code, output = run(path, *NEW, *changes)
-    assert code
+    assert code in {1, 2}
     assert error in output
+    assert "Traceback" not in output
     assert not path.exists()

@@ -226,6 +226,8 @@ async def test_a_fork_begins_with_the_finished_turns(server: LocalServer) -> Non
         ("accept_run", {"session_id": "s", "prompt": "x", "agent": "no"}, ("AGENT_NOT_FOUND",)),
         ("accept_run", {"session_id": "s"}, ("prompt",)),
         ("list_runs", {"limit": 1000}, ("limit", "100")),
+        ("list_runs", {"session_id": "none"}, ("SESSION_NOT_FOUND", "none")),
+        ("list_input_requests", {"session_id": "none"}, ("SESSION_NOT_FOUND", "none")),
         ("update_run", {"run_id": "none", "place": "first"}, ("RUN_NOT_FOUND",)),
         ("update_run", {"run_id": "none"}, ("prompt", "nothing to change")),
         ("update_run", {"run_id": "none", "place": "after"}, ("anchor_run_id",)),

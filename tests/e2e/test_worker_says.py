@@ -422,6 +422,10 @@ BAD_QUESTIONS = (
     (pb.Question(key="k", text="x", choices=["a"], schema_json="{}"), "exclude each other"),
     (pb.Question(key="k", text="x", schema_json="{"), "no JSON value"),
     (pb.Question(key="k", text="x", tool_name="t", arguments_json="[1]"), "no JSON object"),
+    (
+        pb.Question(key="k", text="x", tool_name="t", arguments_json='{"a": 1, "a": 2}'),
+        "name twice",
+    ),
     (pb.Question(key="k", text="x", choices=["a", "a"]), "each choice"),
     (pb.Question(key="k", text="x", default_json="1"), "give a timeout"),
     (pb.Question(key="k", text="x" * (300 << 10)), "is the limit"),

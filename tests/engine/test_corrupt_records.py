@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from runlane_server.access.caller import DEFAULT_TENANT
-from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionNotFound
+from runlane_server.core.errors import CorruptRecord, RunNotFound, SessionExists, SessionNotFound
 from runlane_server.core.limits import Limits
-from runlane_server.core.model import RunState, SessionKey
+from runlane_server.core.model import Prompt, RunRequest, RunState, SessionKey
 from runlane_server.core.transition import Receipt
 from runlane_server.engine.cancel_all import CancelledPage
 from runlane_server.store.base import EventFilter
 from runlane_server.store.sqlite.check import check
 from runlane_server.store.sqlite.store import SqliteStore
 from support.node import Node, running
-from support.staging import SECONDS
+from support.staging import SECONDS, say, script
 
 DAMAGES = {
     "bytes": "UPDATE runs SET cancel_reason = CAST(x'fffe' AS TEXT) WHERE run_id = 'bad-active'",
@@ -109,6 +109,55 @@ async def test_r21_active_run_of_a_damaged_lane_gives_its_slot_back(
         again = await node.queue("bad", "x")
         assert (await node.end(again.run_id)).state is RunState.COMPLETED
     assert check(path).problems == ()
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+async def test_r03_id_of_a_damaged_session_is_taken(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    await leave_work(path)
+    damage(path, DAMAGES[name])
+    async with SqliteStore(path) as store, running(store) as node:
+        with pytest.raises(SessionExists, match="bad"):
+            await node.coordinator.sessions.create("bad")
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE sessions SET created_at = 'word' WHERE session_id = 'bad'")
+        node.latches.open("good")
+        await node.end("good-waiting")
+        with pytest.raises(SessionExists, match="bad"):
+            await node.coordinator.sessions.fork("good", "bad")
+
+
+@pytest.mark.parametrize("remedy", ["nothing", "repair", "delete"])
+async def test_an_accept_outlives_the_dropped_lane_of_its_session(
+    remedy: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "runlane.db"
+    limits = Limits(max_active_runs=1, cancel_grace=SECONDS)
+    async with SqliteStore(path) as store, running(store, limits=limits) as node:
+        await node.start_blocked("bad", "g", run_id="r")
+        waiting = await node.queue("good", "x")
+        accepted = node.coordinator.begin_accepted("bad")
+        await node.coordinator._lanes.wait_settled()
+        negated = "UPDATE sessions SET version = -version WHERE session_id = 'bad'"
+        damage(path, negated)
+        with pytest.raises(CorruptRecord, match="bad"):
+            await node.coordinator.cancel("bad")
+        # The lane is dropped: its slot is free.
+        assert (await node.end(waiting.run_id)).state is RunState.COMPLETED
+        request = RunRequest(accepted.run_id, Prompt(script(say("x"))))
+        if remedy == "nothing":
+            with pytest.raises(CorruptRecord, match="bad"):
+                await node.coordinator.run_accepted(accepted, request, allow_missing=True)
+            return
+        if remedy == "repair":
+            damage(path, negated)
+        else:
+            await node.coordinator.sessions.delete("bad")
+        await node.coordinator.run_accepted(accepted, request, allow_missing=True)
+        if remedy == "repair":  # behind the run that has lost its agent
+            assert (await node.state(accepted.run_id)) is RunState.QUEUED
+        else:
+            assert (await node.end(accepted.run_id)).state is RunState.COMPLETED
 
 
 async def _ends(node: Node, session_id: str) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import closing
 from typing import Any
 
@@ -23,7 +22,7 @@ async def end_of(follower: RunFollower) -> tuple[int, RunComplete]:
     """The index and the end of a run whose other events do not matter."""
     while True:
         after = follower.after
-        events = await asyncio.wait_for(follower.next(), SECONDS)
+        events = await follower.next(SECONDS)
         assert events[0].index > after
         assert not any(isinstance(event.body, Corrupt) for event in events)
         if isinstance(body := events[-1].body, RunComplete):

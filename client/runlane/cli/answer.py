@@ -16,6 +16,7 @@ from runlane.cli.base import DONE, FAILED, InvalidUsage, execute
 from runlane.cli.command import Command
 from runlane.cli.connection import Settings
 from runlane.cli.output import Column, field, json_line, one_line, show, stderr_console, take
+from runlane.cli.params import Switch
 from runlane.cli.run_ids import check_session
 from runlane.cli.terminal import echo, escaped, on_terminal
 from runlane.client import Client
@@ -70,8 +71,12 @@ class Options:
 @click.command(cls=Command)
 @click.option("-s", "--session", metavar="SESSION", help="List only requests of this session.")
 @click.option("--closed", is_flag=True, help="List the answered, expired and withdrawn ones too.")
-@click.option("--yes/--no", "verdict", default=None, help="Approve or deny a tool call.")
-@click.option("--arguments", default="", metavar="JSON", help="Arguments to use instead.")
+@click.option(
+    "--yes/--no", "verdict", cls=Switch, default=None, help="Approve or deny a tool call."
+)
+@click.option(
+    "--arguments", default="", metavar="JSON", help="Arguments to use instead, with --yes."
+)
 @click.option("--reason", default="", help="Reason for the agent, with --yes or --no.")
 @click.option("--text", metavar="TEXT", help="Answer with a text, or with one of the choices.")
 @click.option("--form", metavar="JSON", help="Answer with a JSON object.")
@@ -109,7 +114,19 @@ def answer(
     options = Options(request_id, session, verdict, arguments, reason, text, form, closed, as_json)
     if request_id is None and options.has_answer:
         raise click.UsageError("REQUEST is missing; `runlane answer` lists the open ones")
+    _refuse_contradictions(options)
     execute(settings, partial(_answer, options))
+
+
+def _refuse_contradictions(options: Options) -> None:
+    """Raises UsageError for options of which only some could become the answer."""
+    answers = (options.verdict, options.text, options.form)
+    if sum(each is not None for each in answers) > 1:
+        raise click.UsageError("give one of --yes, --no, --text and --form")
+    if options.arguments and not options.verdict:
+        raise click.UsageError("--arguments: needs --yes")
+    if options.reason and options.verdict is None:
+        raise click.UsageError("--reason: needs --yes or --no")
 
 
 async def _answer(options: Options, client: Client) -> int:

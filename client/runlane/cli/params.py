@@ -1,16 +1,18 @@
-"""Parameters of several subcommands: durations, attachments and the length of a listing."""
+"""Parameters of several subcommands: pairs of flags, durations, attachments and the length of a
+listing."""
 
 from __future__ import annotations
 
 import mimetypes
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from runlane.types import Attachment
 
@@ -18,6 +20,27 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PIECE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)")
+
+
+class Switch(click.Option):
+    """A pair of flags such as `--yes/--no`, which refuses both together; click takes the last."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Collects the flags that were given."""
+        for names, value in ((self.opts, True), (self.secondary_opts, False)):
+            parser.add_option(self, names, self.name, action="append_const", const=value)
+
+    def consume_value(
+        self, ctx: click.Context, opts: Mapping[str, Any]
+    ) -> tuple[Any, ParameterSource]:
+        """Returns the value. Raises UsageError for both flags."""
+        given = opts.get(self.name or "")
+        if isinstance(given, list):
+            if len(set(given)) > 1:
+                one, other = self.opts[0], self.secondary_opts[0]
+                raise click.UsageError(f"{one} and {other} exclude each other", ctx)
+            opts = {**opts, self.name or "": given[0]}
+        return super().consume_value(ctx, opts)
 
 
 class DurationType(click.ParamType[timedelta]):

@@ -22,7 +22,7 @@ from runlane.cli.output import (
     stderr_console,
     time_text,
 )
-from runlane.cli.params import LABEL, agent_option, count_option, label_option
+from runlane.cli.params import LABEL, Switch, agent_option, count_option, label_option
 from runlane.cli.run_ids import find_run, find_session
 from runlane.cli.run_view import artifact_text
 from runlane.cli.terminal import SafeConsole, echo, for_terminal, on_terminal
@@ -73,7 +73,9 @@ MESSAGE_COLUMNS: tuple[Column[Message], ...] = (
 @click.group(cls=Group, invoke_without_command=True)
 @agent_option("sessions")
 @label_option("sessions")
-@click.option("--busy/--idle", default=None, help="List only busy sessions, or only idle ones.")
+@click.option(
+    "--busy/--idle", cls=Switch, default=None, help="List only busy sessions, or only idle ones."
+)
 @click.option("--total", is_flag=True, help="Print the number of matching sessions to stderr.")
 @count_option("sessions")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per session.")

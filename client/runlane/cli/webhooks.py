@@ -13,6 +13,7 @@ from runlane.cli.base import DONE, execute
 from runlane.cli.command import Command, Group
 from runlane.cli.connection import Settings
 from runlane.cli.output import Column, json_line, show
+from runlane.cli.params import Switch
 from runlane.cli.terminal import echo
 from runlane.client import Client
 from runlane.ids import new_id
@@ -197,10 +198,13 @@ async def _show(webhook_id: str, client: Client) -> int:
 @webhooks.command(cls=Command)
 @_filter_options
 @click.option("--url", help="New URL, which must answer a challenge.")
-@click.option("--full/--thin", default=None, help="Deliver whole events, or ids and states.")
+@click.option(
+    "--full/--thin", cls=Switch, default=None, help="Deliver whole events, or ids and states."
+)
 @click.option(
     "--enable/--disable",
     "enabled",
+    cls=Switch,
     default=None,
     help="Deliver, also after the server has stopped; or let events wait.",
 )
@@ -221,7 +225,10 @@ def update(  # noqa: PLR0917 - one per option
 ) -> None:
     """Change WEBHOOK. Options that select events replace its whole filter."""
     wanted: WebhookFilter | None = _filter(options)
-    if wanted == WebhookFilter() and not everything:
+    selects = wanted != WebhookFilter()
+    if selects and everything:
+        raise click.UsageError("--everything: cannot be combined with options that select events")
+    if not selects and not everything:
         wanted = None
     changes = {"url": url, "events": wanted, "full": full, "enabled": enabled}
     given = {name: value for name, value in changes.items() if value is not None}

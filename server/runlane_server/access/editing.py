@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +19,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from runlane_server.access.caller import NAME_FORM, TENANT_FORM, Role, is_name, is_tenant
-from runlane_server.access.entries import BadEntry, Entries, LineIndex, parse
+from runlane_server.access.entries import (
+    TOOL_FORM,
+    BadEntry,
+    Entries,
+    LineIndex,
+    is_tool,
+    parse,
+)
 from runlane_server.access.grants import Grant
 from runlane_server.access.tokens import Token, make
+from runlane_server.core.agents import NAME_FORM as AGENT_FORM
+from runlane_server.core.agents import is_agent_name
 
 
 class CannotEdit(Exception):
@@ -63,8 +73,16 @@ def tokens(path: Path) -> list[Token]:
 
 def add_grant(path: Path, grant: Grant) -> None:
     """Adds a standing approval to the file, which is created if missing. Raises CannotEdit."""
+    for option, fits, form in (
+        ("NAME", is_name(grant.name), NAME_FORM),
+        ("--tenant", is_tenant(grant.tenant), TENANT_FORM),
+        ("--agent", is_agent_name(grant.agent), AGENT_FORM),
+        ("--tool", is_tool(grant.tool), TOOL_FORM),
+        ("--set-by", is_name(grant.set_by), NAME_FORM),
+    ):
+        if not fits:
+            raise CannotEdit(f"{option} must be {form}")
     texts = ("name", "tenant", "agent", "tool", "set_by")
-    # Strings of JSON that are not reduced to ASCII are strings of TOML too.
     lines = [
         "[[grant]]",
         *(f"{key} = {_toml(getattr(grant, key))}" for key in texts),
@@ -133,8 +151,13 @@ def _left(entries: Entries, kind: str, name: str) -> Entries:
 
 
 def _toml(value: object) -> str:
-    """A text, a number, a truth value, or a list of these."""
-    return json.dumps(value, ensure_ascii=False)
+    """A text, a number, a truth value, or a list of these.
+
+    Strings of JSON that are not reduced to ASCII are strings of TOML too, but for DEL. The others
+    would end a line for `LineIndex`.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _iso(seconds: float) -> str:

@@ -30,6 +30,8 @@ ValueT = TypeVar("ValueT")
 
 _HEADER = re.compile(r"^[ \t]*\[{1,2}[ \t]*([\w.-]+)[ \t]*\]{1,2}", re.MULTILINE)
 
+TOOL_FORM = "a name of printable characters"
+
 MAX_LEEWAY = 300
 """Seconds."""
 
@@ -200,7 +202,7 @@ def _grant(table: _Table) -> Grant:
         name=name,
         tenant=_tenant(table),
         agent=table.text("agent", is_agent_name, AGENT_FORM),
-        tool=table.text("tool", _is_tool, "a name of printable characters"),
+        tool=table.text("tool", is_tool, TOOL_FORM),
         set_by=table.text("set_by", is_name, NAME_FORM),
         set_at=set_at,
         expires=expires,
@@ -218,7 +220,8 @@ def _arguments(table: _Table) -> Mapping[str, str]:
         raise table.error("arguments", "has a value that JSON has no form for") from None
 
 
-def _is_tool(text: str) -> bool:
+def is_tool(text: str) -> bool:
+    """Whether a text can be the name of a tool."""
     return bool(text) and text.isprintable()
 
 

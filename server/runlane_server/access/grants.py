@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAX_DAYS = 366
 """A grant lasts at most this many days from the time at which it was set."""
@@ -19,8 +19,9 @@ class Grant(NamedTuple):
     """A standing approval of the calls of one tool by one agent of one tenant.
 
     `arguments` maps the names of arguments to their JSON texts: a call must have exactly these
-    values, and may have other arguments. `set_by` is the person who decided, `set_at` and `expires`
-    are in seconds since 1970.
+    values, and may have other arguments, but none whose name differs from these in case only: many
+    readers of JSON take one for the other. `set_by` is the person who decided, `set_at` and
+    `expires` are in seconds since 1970.
     """
 
     name: str
@@ -44,7 +45,11 @@ class Grant(NamedTuple):
         """Whether it approves a call, at the right time."""
         if (self.tenant, self.agent, self.tool) != (tenant, agent, tool):
             return False
-        return self.arguments.items() <= _texts(arguments_json).items()
+        given = _texts(arguments_json)
+        others = {name.casefold() for name in given.keys() - self.arguments.keys()}
+        return self.arguments.items() <= given.items() and others.isdisjoint(
+            name.casefold() for name in self.arguments
+        )
 
 
 def canonical(value: object) -> str:
@@ -53,10 +58,20 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
+def unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` of json. Raises ValueError for a name that is given twice: readers
+    differ in which value they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
 def _texts(arguments_json: str) -> Mapping[str, str]:
-    """The arguments of a call, each as its JSON text; none if they are no object."""
+    """The arguments of a call, each as its JSON text; none if they are no object, or an object has
+    a name twice."""
     try:
-        found = json.loads(arguments_json)
+        found = json.loads(arguments_json, object_pairs_hook=unique_names)
         return {name: canonical(value) for name, value in found.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -57,8 +57,11 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
-    def __init__(self, *, zero: bool = True, longest: float = _CENTURY) -> None:
+    def __init__(
+        self, *, zero: bool = True, shortest: float = 0.0, longest: float = _CENTURY
+    ) -> None:
         self._zero = zero
+        self._shortest = shortest
         self._longest = longest
 
     def convert(
@@ -74,9 +77,10 @@ class Duration(click.ParamType[float]):
         seconds = 0.0 if found is None else float(found["number"]) * _UNITS[found["unit"]]
         if not (seconds or self._zero):
             self.fail("must be greater than 0", param, ctx)
+        if seconds < self._shortest:
+            self.fail(f"must be at least {format_duration(self._shortest)}", param, ctx)
         if seconds > self._longest:
-            longest = f"{self._longest:g}s" if self._longest < _CENTURY else "36500d"
-            self.fail(f"must be at most {longest}", param, ctx)
+            self.fail(f"must be at most {format_duration(self._longest)}", param, ctx)
         return seconds
 
 

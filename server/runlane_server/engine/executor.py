@@ -412,6 +412,11 @@ class Executor:
         if runner is not None and runner.job.attempt == (run.run_id, run.attempt):
             runner.cancel("")
 
+    def give_up_all(self, why: str) -> None:
+        """Stops all agents, because other nodes continue their runs."""
+        for runner in list(self._runners.values()):
+            runner.give_up(why)
+
     @property
     def is_supervising(self) -> bool:
         """Whether an agent is at work here, or the end of its run is not committed yet."""

@@ -243,12 +243,14 @@ class Lanes:
         self.send(key, lambda lane, _: Transition(lane))
 
     def drop(self, key: SessionKey) -> None:
-        """Forgets a lane that cannot be read, and frees its slot: deleting the session ends its
-        runs."""
+        """Forgets a lane that cannot be read except for its reservations, and frees its slot:
+        deleting the session ends its runs."""
         mailbox = self._mailboxes.get(key)
         if mailbox is not None:
-            mailbox.lane = None
-            if mailbox.task is None:
+            held = () if mailbox.lane is None else mailbox.lane.reservations
+            mailbox.lane = Lane(key, reservations=held) if held else None
+            mailbox.is_outdated = True
+            if mailbox.task is None and not held:
                 del self._mailboxes[key]
         self.slots.release(key)
 

@@ -56,7 +56,7 @@ class ActiveRuns(Protocol):
     def is_supervising(self) -> bool:
         """Whether an agent is at work here, or the end of its run is not committed yet."""
 
-    def hand_over_all(self, why: str) -> None:
+    def give_up_all(self, why: str) -> None:
         """Stops all agents without ending their runs, which other nodes continue if attempts are
         left. `why` is for the others."""
 
@@ -218,7 +218,7 @@ class Recovery:
 
     def give_up(self, why: str) -> None:
         """Stops all agents: their runs belong to other nodes now, or soon will."""
-        self._runs.hand_over_all(why)
+        self._runs.give_up_all(why)
 
     @property
     def is_stopping(self) -> bool:

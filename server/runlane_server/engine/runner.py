@@ -170,6 +170,13 @@ class Runner:
                 self._handing_over = why
         self._stop()
 
+    def give_up(self, why: str) -> None:
+        """Hands the run over to the other nodes, which take this one for dead. A worker may have
+        sent its end already, which this node cannot commit: it repeats it elsewhere (R36)."""
+        if self._end is not None and self._can_leave and not self.is_settled:
+            self._end.is_leaving = True
+        self.hand_over(why)
+
     def supersede(self) -> None:
         """Leaves the attempt to another runner of this node. It has moved away and come back: what
         this one knows of it is out of date, even if it is to end the run for a cancel."""

@@ -36,6 +36,10 @@ SUSPECT_SECONDS = 0.1
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """A `linger` of zero seconds: a caller that waits to send more learns of the end at once."""
 
+PAUSE = 10
+"""After a look that saw a flood, at least this many times its processor time passes until the next:
+a look takes longer the more connections there are."""
+
 _RECEIVED = struct.Struct("=Q")
 
 _RECEIVED_AT = 128
@@ -46,14 +50,15 @@ class Floods:
     """Closes connections that flood. Not for several threads at once."""
 
     def __init__(self) -> None:
-        # By the inode of each socket: the host and port at its other end, and what a connection
-        # without a call had received at the last look.
-        self._peers: dict[int, tuple[str, int]] = {}
+        # By the inode of each socket: the host and port at its other end (None if they could not
+        # be read), and what a connection without a call had received at the last look.
+        self._peers: dict[int, tuple[str, int] | None] = {}
         self._received: dict[int, int] = {}
         # Those that flooded and have had no call since. What they sent may belong to calls that
         # wait to be admitted, so a connection is closed only if it floods again.
         self._suspects: set[int] = set()
         self._floods = 0
+        self._calling: set[int] = set()
         self._log_limit = LogLimit(time.monotonic)
 
     async def look(self, ports: Collection[int], calling: Collection[int]) -> float:
@@ -61,10 +66,12 @@ class Floods:
 
         `calling` are the ports of known callers with open calls, or any since the last look.
         """
+        self._calling |= set(calling)
         try:
-            closed = await asyncio.to_thread(self.close, ports, calling)
-        except OSError:  # no descriptor is left; a later look finds one
+            closed, took = await asyncio.to_thread(self._timed_close, ports, self._calling)
+        except OSError:  # no descriptor is left; a later look finds one, and needs these calls
             return SECONDS
+        self._calling = set()
         for address, count in closed.items():
             if self._log_limit.admits(address):
                 log.warning(
@@ -72,20 +79,33 @@ class Floods:
                     address=address,
                     count=count,
                 )
-        return SUSPECT_SECONDS if self._floods else SECONDS
+        if not self._floods:
+            return SECONDS
+        return min(SECONDS, max(SUSPECT_SECONDS, PAUSE * took))
+
+    def _timed_close(
+        self, ports: Collection[int], calling: Collection[int]
+    ) -> tuple[Counter[str], float]:
+        began = time.thread_time()
+        return self.close(ports, calling), time.thread_time() - began
 
     def close(self, ports: Collection[int], calling: Collection[int]) -> Counter[str]:
-        """Closes connections that flood for the second time; returns how many of each host."""
+        """Closes connections that flood for the second time; returns how many of each host.
+
+        Raises OSError if no descriptor is left; nothing was done then.
+        """
+        sockets = open_sockets()
         closed: Counter[str] = Counter()
         received: dict[int, int] = {}
         suspects: set[int] = set()
         known, self._peers = self._peers, {}
         self._floods = 0
-        for inode, descriptor in open_sockets().items():
-            host, port = self._peers[inode] = known.get(inode) or _peer_of(descriptor, ports)
+        for inode, descriptor in sockets.items():
+            peer = self._peers[inode] = known.get(inode) or _peer_of(descriptor, ports)
             # Most connections have a call: they cost no more than this.
-            if not host or port in calling:
+            if peer is None or not peer[0] or peer[1] in calling:
                 continue
+            host = peer[0]
             # The descriptor may be closed, or another socket's, by now.
             with suppress(OSError), duplicate(descriptor) as connection:
                 received[inode] = _received(connection)
@@ -104,12 +124,15 @@ class Floods:
         return closed
 
 
-def _peer_of(descriptor: int, ports: Collection[int]) -> tuple[str, int]:
-    """The host and the port at the other end; an empty host if it is no connection to `ports`."""
+def _peer_of(descriptor: int, ports: Collection[int]) -> tuple[str, int] | None:
+    """The host and the port at the other end; an empty host if it is no connection to `ports`.
+
+    None if it cannot be read now, as without a descriptor.
+    """
     with suppress(OSError), duplicate(descriptor) as connection:
-        if host := peer_host(connection, ports):
-            return host, connection.getpeername()[1]
-    return "", 0
+        host = peer_host(connection, ports)
+        return host, connection.getpeername()[1] if host else 0
+    return None
 
 
 def _received(connection: socket.socket) -> int:

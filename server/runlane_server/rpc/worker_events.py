@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from runlane.v1 import run_pb2
 from runlane.worker.v1 import worker_service_pb2 as pb
+from runlane_server.access.grants import unique_names
 from runlane_server.agents.base import AgentError, Artifact, Custom, Report, Result
 from runlane_server.agents.json_parts import TOO_MANY_PARTS, has_too_many_parts
 from runlane_server.agents.questions import INVALID, MAX_QUESTION_BYTES, Asked
@@ -130,7 +131,13 @@ def _json(field: str, text: str) -> JsonText:
     return JsonText(clean_text(written))
 
 
-def _value(field: str, text: str, limit: int, reason: str = "AGENT_ERROR") -> Any:
+def _value(
+    field: str,
+    text: str,
+    limit: int,
+    reason: str = "AGENT_ERROR",
+    pairs_hook: Callable[[Sequence[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     """The value of a text in JSON. Raises AgentError.
 
     What is too large is not parsed: the event loop does nothing else meanwhile.
@@ -142,7 +149,7 @@ def _value(field: str, text: str, limit: int, reason: str = "AGENT_ERROR") -> An
         raise AgentError(f"{field} has {TOO_MANY_PARTS}", reason=reason)
     try:
         with _uncollected():
-            return json.loads(text, parse_constant=_refuse_constant)
+            return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs_hook)
     except (ValueError, RecursionError) as error:
         raise AgentError(f"{field} is no JSON value: {error}", reason=reason) from None
 
@@ -193,11 +200,12 @@ def questions(ask: pb.WorkRequest.Ask) -> Sequence[Asked]:
 
 
 def _question(sent: pb.Question) -> Asked:
-    def value(field: str) -> Any:
+    def value(field: str, hook: Callable[[Sequence[tuple[str, Any]]], Any] | None = None) -> Any:
         text = getattr(sent, field)
-        return _value(field, text, MAX_QUESTION_BYTES, INVALID) if text else None
+        return _value(field, text, MAX_QUESTION_BYTES, INVALID, hook) if text else None
 
-    arguments = value("arguments_json")
+    # People approve what they see: the worker may take the other of two values.
+    arguments = value("arguments_json", unique_names)
     if not isinstance(arguments, dict | None):
         raise AgentError("arguments_json is no JSON object", reason=INVALID)
     return Asked(

@@ -110,10 +110,8 @@ def test_only_the_content_of_the_first_choice_is_read(choice: str, around: str) 
     assert first == second
 
 
-@pytest.mark.parametrize(("noise", "parsed"), [("", 1), ("{n}", 100)])
-def test_only_the_first_of_equal_chunks_is_parsed(
-    noise: str, parsed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _parsed(monkeypatch: pytest.MonkeyPatch, answer: PlainAnswer, chunks: list[str]) -> int:
+    """How many chunks of an answer are parsed."""
     calls: list[str] = []
     parse = PlainAnswer._parse
 
@@ -122,11 +120,52 @@ def test_only_the_first_of_equal_chunks_is_parsed(
         return parse(answer, data)
 
     monkeypatch.setattr(PlainAnswer, "_parse", counted)
+    for data in chunks:
+        answer.take(data)
+    return len(calls)
+
+
+def _of(text: str, **others: object) -> str:
+    choice = {"delta": {"content": text}, "finish_reason": None}
+    return json.dumps({"model": "m", **others, "choices": [choice]})
+
+
+@pytest.mark.parametrize(("noise", "parsed"), [("", 1), ("{n}", 100)])
+def test_only_the_first_of_equal_chunks_is_parsed(
+    noise: str, parsed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = PlainAnswer(("", ""))
-    for n in range(100):
-        choice = {"delta": {"content": f"word{n} "}, "finish_reason": None}
-        noisy = noise.format(n=n)
-        answer.take(json.dumps({"model": "m", "noise": noisy, "choices": [choice]}))
-    assert len(calls) == parsed
+    chunks = [_of(f"word{n} ", noise=noise.format(n=n)) for n in range(100)]
+    assert _parsed(monkeypatch, answer, chunks) == parsed
     assert answer.deltas == 1
     assert answer._frames <= plain.MAX_FRAMES
+
+
+@pytest.mark.parametrize("escaped", ["\n", '"', "\\", "\t", "\u2028", "", "\n\n"])
+def test_a_text_with_an_escape_has_only_its_own_chunk_parsed(
+    escaped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = PlainAnswer(("", ""))
+    chunks = [_of(text) for _ in range(100) for text in ("word ", escaped)]
+    assert _parsed(monkeypatch, answer, chunks) == 101
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"model": "n"},
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 2}},
+        {"choices": [{"delta": {"content": "\n"}, "finish_reason": "stop"}]},
+    ],
+)
+def test_a_chunk_is_parsed_again_after_one_that_says_something_else(
+    between: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"model": "m", "usage": {"prompt_tokens": 5, "completion_tokens": 6}}
+    first, other = _of("word ", **said), _of("\n", **between)
+    if "choices" in between:
+        other = json.dumps({"model": "m", **between})
+    answer = PlainAnswer(("", ""))
+    assert _parsed(monkeypatch, answer, [first, other, first]) == 3
+    assert answer.model == "m"
+    assert answer.usage.input_tokens == 5

@@ -55,7 +55,9 @@ def is_at_work(history: History, execution: Execution) -> bool:
     if execution.host in history.lost_hosts and execution.node in history.paused_nodes:
         return False  # it is not at work, and what it does when it continues is refused
     since, away_since = execution.cancelled_at, execution.away_since
-    if execution.has_ended or (since is not None and history.now - since >= GRACE - _SLACK):
+    if execution.has_ended or execution.is_fenced:
+        return False
+    if since is not None and history.now - since >= GRACE - _SLACK:
         return False
     if away_since is None:
         return True

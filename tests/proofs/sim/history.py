@@ -98,7 +98,8 @@ class Execution:
     `cancelled_at` is in virtual seconds. `has_ended`: the agent returned, or its node crashed.
     `host` is the id of its node among those that share the store.
     The rest is for workers: whether the node knows that the worker has the turn, since when the
-    worker has no connection, its longest time without one, and whether it gave the turn back.
+    worker has no connection, its longest time without one, whether it gave the turn back, and
+    whether it was told, back from such a time, that another one may have the turn.
     """
 
     session_id: str
@@ -115,6 +116,7 @@ class Execution:
     away_since: float | None = None
     longest_away: float = 0.0
     is_given_up: bool = False
+    is_fenced: bool = False
 
 
 @dataclass(slots=True, eq=False)

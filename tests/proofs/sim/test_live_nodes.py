@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from proofs.sim.mutants import MUTANTS, Mutant, planted
@@ -22,9 +24,19 @@ def test_nodes_that_share_a_store_break_no_rule(live: int, seeds: int) -> None:
     assert lost > 0
 
 
-def test_nodes_that_are_cut_off_from_the_store_break_no_rule() -> None:
-    for seed in range(60):
-        outcome = simulate(seed, 2, cuts=True)
+@pytest.mark.parametrize(
+    ("live", "seeds"),
+    [
+        (2, range(60)),
+        # A lane with two slots; a worker that ended its turn at a node that was cut off.
+        (3, (61, 2140)),
+    ],
+)
+def test_nodes_that_are_cut_off_from_the_store_break_no_rule(
+    live: int, seeds: Sequence[int]
+) -> None:
+    for seed in seeds:
+        outcome = simulate(seed, live, cuts=True)
         assert outcome.failure is None, "\n" + report(outcome)
 
 

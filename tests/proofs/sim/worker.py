@@ -202,6 +202,8 @@ class SimWorker:
             case Fenced():
                 self._history.note(self.name, f"is fenced off {attempt.key.run_id}")
                 link.is_attached = attempt.is_over = True
+                # Another one may begin before its code has returned, if it could before this.
+                attempt.execution.is_fenced = not is_at_work(self._history, attempt.execution)
                 self._note_back(attempt.execution)
             case Joined(number, prompts):
                 for one in prompts:

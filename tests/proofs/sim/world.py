@@ -100,7 +100,7 @@ class World:
         self._updates = Random(f"updates {seed}") if seed % 2 else None  # noqa: S311
         forks = live > 1 and seed % 3 == 0
         self._forks = Random(f"forks {seed}") if forks else None  # noqa: S311
-        self._deletes = Random(f"deletes {seed}") if seed % 4 == 1 else None  # noqa: S311
+        self._deletes = Random(f"deletes {seed}") if seed % 4 == 2 else None  # noqa: S311
         # Of its own, so that worlds of one node are the same without it.
         self._many = Random(f"nodes {seed}")  # noqa: S311
         self._disk = Disk(self.history)

@@ -221,7 +221,7 @@ BEFORE_REMOVALS = """
     DROP TABLE removals;
     DROP TABLE dropped_copies;
 """
-"""Takes most of step 18 of the schema back; `BEFORE_FORKS` has the rest."""
+"""Takes most of the steps from 18 on of the schema back; `BEFORE_FORKS` has the rest."""
 
 BEFORE_WEBHOOKS_OF_RUNS = f"""
     {BEFORE_REMOVALS}
@@ -599,3 +599,14 @@ async def test_a_damaged_webhook_says_so_and_can_be_deleted(
     assert len((await store.webhooks.list(TENANT, after=None, limit=9)).items) == 2
     assert len(await store.webhooks.lease("node", 60, 9)) == 2
     assert await store.webhooks.delete(keys[1])
+
+
+async def test_session_with_a_damaged_copy_number_can_be_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "runlane.db"
+    async with SqliteStore(path) as store:
+        story = Story(store)
+        await story.play("r")
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE sessions SET copy_id = 'word'")
+        await story.remove()
+        assert await store.get_session(story.key) is None

@@ -22,6 +22,7 @@ from runlane.cli.mcp_server.records import (
     run_record,
     text_fields,
 )
+from runlane.cli.run_ids import check_session
 from runlane.client import Client
 from runlane.errors import InputNotFound, RunlaneError
 from runlane.inputs import Answer, Approval, InputKind, InputRequest, InputState
@@ -244,6 +245,8 @@ class Tools:
             page_size=limit,
         )
         page = await pager.page(page_token)
+        if session_id and not page.items:
+            await check_session(self._client, session_id)
         runs = [run_record(each) for each in page.items]
         return {"runs": runs, "next_page_token": page.next_page_token}
 
@@ -293,6 +296,8 @@ class Tools:
             page_size=limit,
         )
         page = await pager.page(page_token)
+        if session_id and not page.items:
+            await check_session(self._client, session_id)
         found = self._questions(page.items)
         return {"input_requests": found, "next_page_token": page.next_page_token}
 

@@ -4,7 +4,7 @@ It costs a twentieth of what the SDK and pydantic-ai need for a chunk. It reads 
 everything that has a second meaning, or another type, it says `Odd`, and pydantic-ai then reads the
 answer again from its beginning (see `replay`). So each oddity is handled at one place only.
 
-The chunks of most endpoints differ only in the text, so a chunk that is the last one with another
+The chunks of most endpoints differ only in the text, so a chunk that is an earlier one with another
 text is not parsed (see `_Frame`).
 """
 
@@ -159,7 +159,7 @@ class PlainAnswer:
     def take(self, data: str) -> list[TextDelta | ReasoningDelta]:
         """Reads the data of an event. Raises Odd, and then has read nothing of it."""
         if self._frame is not None and (text := self._frame.text(data)):
-            # All that it says besides was said by the chunk before.
+            # All that it says besides was said before, and nothing else since.
             delta = self._add("content", text)
             return [] if delta is None else [delta]
         return self._parse(data)
@@ -174,20 +174,25 @@ class PlainAnswer:
         model = _text(chunk.get("model"))
         created = self._created or _count(chunk.get("created"))
         usage = self.usage if (given := chunk.get("usage")) is None else _plain_usage(given)
+        said = self.model, self._finish
         pieces = self._pieces(chunk.get("choices"))
         self._has_begun = True
         self.model, self._created = model or self.model, created
         if given is not None:
             self._usage, self.usage = given, usage
-        self._keep_frame(data, pieces)
+        if given is not None or said != (self.model, self._finish):
+            self._frame = None
+        self._find_frame(data, pieces)
         return [delta for name, text in pieces if (delta := self._add(name, text)) is not None]
 
-    def _keep_frame(self, data: str, pieces: list[tuple[str, str]]) -> None:
-        self._frame = None
+    def _find_frame(self, data: str, pieces: list[tuple[str, str]]) -> None:
+        """Keeps the frame of this chunk, or the one before if this has none: one with a line break
+        or a quote."""
         match pieces:
             case [("content", text)] if self._frames < MAX_FRAMES:
-                self._frames += 1
-                self._frame = _Frame.of(data, text)
+                if frame := _Frame.of(data, text):
+                    self._frames += 1
+                    self._frame = frame
 
     def _pieces(self, choices: object) -> list[tuple[str, str]]:
         """The fields with text in the first choice."""
