@@ -90,10 +90,25 @@ async def test_a_webhook_of_a_run_is_deleted_once_the_end_is_delivered(store: St
         webhook = await node.create(served.url, of_run=of_run("mine"))
         story = Story(store, "s")
         await story.play("mine")
-        late = await node.create(served.url, of_run=of_run("mine", "late"))
         await until_deleted(node, webhook)
         assert len(served.accepted) == 1
-        await node.current(late)  # it has nothing to deliver, but its creator may read it
+
+
+async def test_r55_a_webhook_of_a_run_that_has_ended_delivers_the_end(store: Store) -> None:
+    """It delivers neither the questions, which nobody can answer any more, nor other ends."""
+    async with delivering(store) as node, endpoint() as served:
+        await Story(store, "s").play("before")
+        story = Story(store, "t")
+        await story.accept("mine")
+        await story.start()
+        await ask(story, question())
+        await story.cancel()
+        await story.finish()
+        await Story(store, "u").play("after")
+        webhook = await node.create(served.url, of_run=of_run("mine"))
+        await until_deleted(node, webhook)
+        assert [it.data["runId"] for it in served.accepted] == ["mine"]
+        assert [it.message["type"] for it in served.accepted] == ["run.ended"]
 
 
 async def test_r55_a_webhook_of_a_run_that_ended_while_nobody_delivered_delivers_the_end(

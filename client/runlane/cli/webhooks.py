@@ -16,6 +16,7 @@ from runlane.cli.output import Column, json_line, show
 from runlane.cli.params import Switch
 from runlane.cli.terminal import echo
 from runlane.client import Client
+from runlane.ids import new_id
 from runlane.types import RunState
 from runlane.webhooks import Webhook, WebhookEventKind, WebhookFilter, WebhookRun
 
@@ -129,6 +130,11 @@ async def _list(as_json: bool, client: Client) -> int:
 @click.option("--full", is_flag=True, help="Deliver whole events, not only ids and states.")
 @click.option("--run", metavar="RUN", help="Deliver only the events of this run.")
 @click.option(
+    "--name",
+    metavar="NAME",
+    help="With --run: replace the webhook of this name. Default: create another one.",
+)
+@click.option(
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with the secret. Default: the server creates one.",
@@ -142,6 +148,7 @@ def create(  # noqa: PLR0917 - one per option
     url: str,
     full: bool,
     run: str | None,
+    name: str | None,
     secret_file: Path | None,
     as_json: bool,
     **options: Any,
@@ -152,9 +159,18 @@ def create(  # noqa: PLR0917 - one per option
     """
     secret = "" if secret_file is None else secret_file.read_text().strip()
     given: dict[str, Any] = {"events": _filter(options), "full": full, "secret": secret}
-    if run is not None:
-        given["run"] = WebhookRun(run)
+    if (bound := _bound(run, name)) is not None:
+        given["run"] = bound
     execute(settings, partial(_create, url, given, as_json))
+
+
+def _bound(run: str | None, name: str | None) -> WebhookRun | None:
+    """What binds a new webhook to a run. A new name replaces no other webhook."""
+    if run is not None:
+        return WebhookRun(run, new_id() if name is None else name)
+    if name is not None:
+        raise click.UsageError("--name needs --run")
+    return None
 
 
 async def _create(url: str, given: dict[str, Any], as_json: bool, client: Client) -> int:

@@ -18,7 +18,7 @@ from runlane_server.core.errors import (
     WebhookChanged,
     WebhookNotFound,
 )
-from runlane_server.core.model import Micros
+from runlane_server.core.model import Micros, RunKey
 from runlane_server.store.base import Page, Store
 from runlane_server.store.webhooks import (
     Most,
@@ -41,6 +41,9 @@ MAX_FOR_RUNS, MAX_OF_RUN = 1_000, 10
 
 OLD_SECRET_KEPT = 86_400_000_000
 """Microseconds for which the secret before a rotation signs too."""
+
+LAST_REQUEST = 2**31 - 1
+"""A number in the log that is not before that of any input request."""
 
 TRIES = 5
 """Attempts of a change that others overtake."""
@@ -76,12 +79,13 @@ class Webhooks:
     ) -> Webhook:
         """Creates a webhook that delivers what happens from now on.
 
-        One of a run replaces the webhook of the same name of that run, and goes on where that is.
+        One of a run that has ended delivers the end, if the event log still has it. One of a run
+        replaces the webhook of the same name of that run, and goes on where that is.
         """
         self._check_url(url)
         secret = self._checked_secret(secret)
         key = _key(tenant, of_run)
-        webhook = await self._new(key, url, secret, wanted)
+        webhook = await self._new(key, url, secret, wanted, of_run)
         webhook = replace(webhook, full=full, enabled=enabled, of_run=self._sealed(key, of_run))
         most = _most(webhook)
         for _ in range(TRIES):
@@ -119,10 +123,14 @@ class Webhooks:
         subject = f"tenant:{tenant}"
         return _exceeded(f"tenant {tenant!r}", subject, most.of_tenant, "webhooks of runs")
 
-    async def _new(self, key: WebhookKey, url: str, secret: str, wanted: WebhookFilter) -> Webhook:
+    async def _new(
+        self, key: WebhookKey, url: str, secret: str, wanted: WebhookFilter, of_run: OfRun | None
+    ) -> Webhook:
         await self._store.catch_up()
         # The next request after this event is later than all that are there.
         cursor = max(Place(self._store.position), await self._store.webhooks.last_input())
+        if of_run is not None:
+            cursor = min(cursor, await self._before_end(key.tenant, of_run.run_id) or cursor)
         now = self._now()
         return Webhook(
             key,
@@ -135,6 +143,12 @@ class Webhooks:
             updated_at=now,
             progress=Progress(cursor=cursor),
         )
+
+    async def _before_end(self, tenant: str, run_id: str) -> Place | None:
+        """The place before the end of a run, behind all its requests; None if the log has no end
+        of it."""
+        ended = await self._store.position_of(RunKey(tenant, run_id))
+        return None if ended is None else Place(ended - 1, LAST_REQUEST)
 
     async def get(self, key: WebhookKey) -> Webhook:
         """A webhook. Raises WebhookNotFound."""
