@@ -16,7 +16,8 @@ from runlane_server.store.sqlfiles import statements
 
 PIECE_RUNS = 200
 PIECE_ROWS = 1_000
-"""The most runs, and the most rows of any table, that a piece removes: some milliseconds."""
+"""The most runs, and the most rows of any table, that a piece removes: some milliseconds, or longer
+with very large texts."""
 
 PIECE_BLOBS = 20
 """The most attachments, or parts of long messages, that a piece removes."""
