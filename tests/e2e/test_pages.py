@@ -47,6 +47,7 @@ REASONS = {
     "an excerpt",
     "needs a damaged database",
     "needs a person at the keyboard",
+    "runs until it is stopped, and has tests of its own",
 }
 """The permitted reasons not to run a block."""
 
