@@ -76,6 +76,7 @@ async def ids(a2a: A2A, transport: str, task_id: str) -> list[str]:
 @over_each_transport
 async def test_a_config_is_created_read_listed_and_deleted(transport: str) -> None:
     async with pushing("echo") as (a2a, served):
+        served.answer = lambda _: 500  # none is deleted, since none delivers the end
         task = await a2a.task(transport, message("x"))
         other = await a2a.task(transport, message("y"))
         made = await create(a2a, transport, config(served.url, id="mine", task_id=task.id))
@@ -227,6 +228,7 @@ async def test_r06_a_message_whose_key_is_that_of_another_changes_no_config() ->
 @over_each_transport
 async def test_a_run_has_at_most_ten_configs(transport: str) -> None:
     async with pushing("echo") as (a2a, served):
+        served.answer = lambda _: 500  # none is deleted, since none delivers the end
         task = await a2a.task(transport, message("x"))
         for n in range(10):
             await create(a2a, transport, config(served.url, id=f"c{n}", task_id=task.id))
