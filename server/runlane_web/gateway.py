@@ -239,7 +239,7 @@ class Gateway:
 
     async def _authorize(self, token: str, route: Route, message: Proto) -> Upstream:
         """Returns the server as the holder of a token sees it. Raises Refused, RunlaneError."""
-        await self._check_server()
+        await self.check_server()
         if not token.startswith(PREFIX):
             return self._upstream(token)
         grant = self._grants.find(token)
@@ -251,7 +251,7 @@ class Gateway:
                 raise other_session()
         return upstream
 
-    async def _check_server(self) -> None:
+    async def check_server(self) -> None:
         """Checks that the server refuses calls without a token, unless this gateway has its own.
 
         Else any word would do as a token. Raises Refused, RunlaneError.
@@ -290,7 +290,7 @@ class Gateway:
 
         Raises Refused, RunlaneError.
         """
-        await self._check_server()
+        await self.check_server()
         if self._policy.token:
             return self._calls, self._wire
         return self._calls.with_token(lambda: token), self._wire.with_token(lambda: token)
@@ -301,7 +301,7 @@ class Gateway:
 
     async def _ask(self, token: str) -> None:
         """Returns if the server accepts a token. Raises Refused, RunlaneError."""
-        await self._check_server()
+        await self.check_server()
         # The gateway's own token was compared before.
         if not self._policy.token:
             await self._upstream(token).call(LIST_AGENTS, LIST_AGENTS.request())

@@ -135,6 +135,27 @@ async def test_a_signal_ends_the_command_that_serves_http(
     assert await process.stdout.read() == b""
 
 
+async def test_http_before_a_server_without_access_control_warns_at_the_start(
+    server: LocalServer,
+) -> None:
+    command = (sys.executable, "-m", "runlane", "-S", server.address, "mcp", "--http")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "127.0.0.1:0",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=clean_environment(),
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(SECONDS):
+        line = (await process.stderr.readline()).decode()
+    assert line.startswith("runlane mcp: warning: every request will be refused: the server has no")
+    assert "--own-token-file" in line
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (out.count(b"\n"), err, process.returncode) == (1, b"", 0)
+
+
 async def test_the_role_of_the_token_of_the_command_holds_for_the_assistant(tmp_path: Path) -> None:
     token, token_id, digest = tokens.make()
     file, access = tmp_path / "token", tmp_path / "access.toml"

@@ -6,6 +6,7 @@ token permits. A server without access control checks no token; then the door ha
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -21,7 +22,9 @@ from starlette.types import Message, Receive, Send
 from runlane.cli.connection import Settings
 from runlane.cli.mcp_server.server import build
 from runlane.cli.terminal import echo
+from runlane.errors import RunlaneError
 from runlane_web.entry import Entry
+from runlane_web.errors import Refused
 from runlane_web.gateway import Gateway, Limits
 from runlane_web.guard import Policy
 from runlane_web.serving import Address, bind, make_server
@@ -125,4 +128,19 @@ async def serve_http(
     async with opened(settings, policy, allow_answers=allow_answers, max_text=max_text) as gateway:
         bound = replace(address, port=sockets[0].getsockname()[1])
         echo(f"runlane mcp listening on {bound.url}{PATH}")
-        await make_server(gateway, address).serve(sockets=sockets)
+        checking = asyncio.create_task(_warn_if_open(gateway))
+        try:
+            await make_server(gateway, address).serve(sockets=sockets)
+        finally:
+            checking.cancel()
+            await asyncio.wait({checking})
+
+
+async def _warn_if_open(gateway: Gateway) -> None:
+    """Warns if every request will be refused, as any word would do as a token of the server."""
+    try:
+        await gateway.check_server()
+    except Refused as error:
+        echo(f"runlane mcp: warning: every request will be refused: {error}", err=True)
+    except RunlaneError:
+        pass  # the answer to a request reports it
