@@ -23,7 +23,7 @@ class WebhookEventKind(StrEnum):
 
 
 class WebhookFormat(StrEnum):
-    """What the bodies of deliveries look like."""
+    """The form of the bodies of deliveries."""
 
     STANDARD = "standard"
     A2A = "a2a"
@@ -37,7 +37,7 @@ class WebhookRun:
     Attributes:
         run_id: The run. It need not be accepted yet, but must be within an hour.
         name: A name that is unique among the webhooks of the run.
-        format: What the bodies of deliveries look like.
+        format: The form of the bodies of deliveries.
         authorization: The header Authorization of each delivery. The server returns only its
             scheme.
         notification_token: The header X-A2A-Notification-Token of each delivery. The server does

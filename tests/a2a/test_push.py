@@ -54,7 +54,7 @@ def with_config(sent: pb.SendMessageRequest, url: str) -> pb.SendMessageRequest:
 
 
 def pushed(served: Endpoint) -> list[pb.TaskStatusUpdateEvent]:
-    """What was pushed, read as the SDK of A2A reads it."""
+    """The pushed bodies, read as the SDK of A2A reads them."""
     found = [json_format.ParseDict(each.message, pb.StreamResponse()) for each in served.accepted]
     assert {each.WhichOneof("payload") for each in found} <= {"status_update"}
     return [each.status_update for each in found]

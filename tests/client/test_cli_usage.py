@@ -1,4 +1,4 @@
-"""What the command line refuses before it calls a server."""
+"""Usage errors: the command line refuses them before it calls a server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAIRS = [
 
 
 def refused(*arguments: str) -> str:
-    """What the command line says of wrong usage."""
+    """The error of the command line for wrong usage."""
     told = CliRunner().invoke(runlane, [*NOWHERE, *arguments])
     assert (told.exit_code, told.stdout) == (2, ""), told.output
     return told.stderr

@@ -91,7 +91,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 
 
 def _mirror() -> str:
-    """Where this machine gets its packages."""
+    """The sources from which this machine gets its packages."""
     printed = subprocess.run(
         ("apt-get", "indextargets", "--format", "$(SITE)", "Codename: bookworm"),
         capture_output=True,

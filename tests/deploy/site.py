@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 SHIM = "assets/iframe-worker.js"
 OFFLINE = (SHIM, "search/search_index.js")
-"""What the search needs where there is no web server."""
+"""The search needs it where there is no web server."""
 
 _LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"(?:https?:)?//[^\"]*\""

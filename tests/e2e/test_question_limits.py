@@ -1,4 +1,4 @@
-"""What an operator decides about the questions of agents: their rate, standing approvals, and what
+"""An operator decides about the questions of agents: their rate, standing approvals, and what
 an answer must name. The agents are in the server, in a process of its own, and in a worker."""
 
 from __future__ import annotations

@@ -546,7 +546,7 @@ def test_r32_a_lane_that_is_queued_again_before_it_uses_its_grant_has_one_slot()
     node, lane = Node(2), key(QUIET)
     node.slots.enqueue(lane)
     node.slots.enqueue(lane)
-    # It is looked at again: it may have changed since.
+    # It may have changed since.
     assert node.called == [lane, lane]
     assert node.slots.free == 1
     node.slots.settle(lane, running=False, can_start=False)

@@ -64,7 +64,7 @@ async def test_a_flood_without_a_call_ends_its_connection_only() -> None:
         await flood_until_seen(flooding, wire, access)
         while not flooding.closed:
             await flooding.changed()
-        # A caller that waits to send more would wait for a minute if it were closed in good order.
+        # A caller that waits to send more would wait for a minute without the reset.
         while not flooding.is_reset:
             await asyncio.sleep(0.01)
         await quiet.until_ended(quiet.open("/x"))

@@ -107,6 +107,18 @@ async def test_small_session_is_removed_with_the_commit_that_deletes_it(
     await store.create_session(NewSession(story.key, START))
 
 
+@pytest.mark.stores("sqlite")
+async def test_a_piece_has_few_large_texts(store: Store, story: Story, store_url: str) -> None:
+    """Other writes to a file wait for the end of a piece."""
+    for n in range(12):
+        await story.play(request(f"r{n}", "x" * 500_000), "y" * 1_000_000)
+    await story.remove()
+    # 12 MB of answers, 6 MB of prompts in messages or beside runs: 4 MiB, and a row, in each piece.
+    assert 3 <= await left(store) <= 8
+    assert await is_sound(store_url)
+    await store.create_session(NewSession(story.key, START))
+
+
 async def test_discarded_session_keeps_no_open_run_however_large_it_is(
     store: Store, story: Story, store_url: str
 ) -> None:

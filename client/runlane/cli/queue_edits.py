@@ -87,7 +87,7 @@ def edit(
 ) -> None:
     """Change the prompt or the labels of RUN, which waits: a run id, or its unique beginning.
 
-    Without a change, at a terminal, VISUAL or EDITOR opens the whole prompt. What it saves is the
+    Without a change, at a terminal, VISUAL or EDITOR opens the whole prompt. The saved text is the
     new prompt, unless the run was changed or started meanwhile; the text is then kept in a file.
     """
     if labels and no_labels:

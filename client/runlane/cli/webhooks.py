@@ -165,7 +165,7 @@ def create(  # noqa: PLR0917 - one per option
 
 
 def _bound(run: str | None, name: str | None) -> WebhookRun | None:
-    """What binds a new webhook to a run. A new name replaces no other webhook."""
+    """Binds a new webhook to a run. A new name replaces no other webhook."""
     if run is not None:
         return WebhookRun(run, new_id() if name is None else name)
     if name is not None:

@@ -99,7 +99,7 @@ class Runner:
         return results
 
     async def _find_needs(self) -> frozenset[Need]:
-        """What the server has that is no setting of it, or only its calls show."""
+        """Abilities of the server that are no settings of it, or that only its calls show."""
         found = {
             Need.AGENTS: await self._has_agents(),
             Need.WORKER: self.worker_agent is not None,

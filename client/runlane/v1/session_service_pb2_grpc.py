@@ -124,8 +124,8 @@ class SessionServiceServicer(object):
     def DeleteSession(self, request, context):
         """Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
         terminal events. It is gone when the call returns. The records of a large session, beyond about
-        200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
-        would create a session.
+        200 runs or 4 MiB of texts, are removed afterwards; until then its id is refused with
+        SESSION_BEING_DELETED where it would create a session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

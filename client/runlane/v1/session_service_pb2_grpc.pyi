@@ -53,8 +53,8 @@ class SessionServiceStub:
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]
     """Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
     terminal events. It is gone when the call returns. The records of a large session, beyond about
-    200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
-    would create a session.
+    200 runs or 4 MiB of texts, are removed afterwards; until then its id is refused with
+    SESSION_BEING_DELETED where it would create a session.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]
     """Lists the messages of a session, oldest first."""
@@ -90,8 +90,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
     terminal events. It is gone when the call returns. The records of a large session, beyond about
-    200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
-    would create a session.
+    200 runs or 4 MiB of texts, are removed afterwards; until then its id is refused with
+    SESSION_BEING_DELETED where it would create a session.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists the messages of a session, oldest first."""
@@ -160,8 +160,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.DeleteSessionResponse, _abc.Awaitable[_session_service_pb2.DeleteSessionResponse]]:
         """Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
         terminal events. It is gone when the call returns. The records of a large session, beyond about
-        200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
-        would create a session.
+        200 runs or 4 MiB of texts, are removed afterwards; until then its id is refused with
+        SESSION_BEING_DELETED where it would create a session.
         """
 
     @_abc_1.abstractmethod

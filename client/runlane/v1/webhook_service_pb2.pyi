@@ -60,7 +60,7 @@ class _WebhookFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Webhook
     """A StreamResponse of A2A 1.0 with the status of the task, as its push notifications have it."""
 
 class WebhookFormat(_WebhookFormat, metaclass=_WebhookFormatEnumTypeWrapper):
-    """What the bodies of deliveries look like."""
+    """The form of the bodies of deliveries."""
 
 WEBHOOK_FORMAT_UNSPECIFIED: WebhookFormat.ValueType  # 0
 """The standard format."""
@@ -168,7 +168,7 @@ class WebhookRun(_message.Message):
     the earlier one; it goes on where that one is.
     """
     format: Global___WebhookFormat.ValueType
-    """What the bodies of deliveries look like."""
+    """The form of the bodies of deliveries."""
     authorization: _builtins.str
     """The value of the header Authorization of each delivery: a scheme, a space and credentials.
     Responses have only the scheme.

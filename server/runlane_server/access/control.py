@@ -115,7 +115,7 @@ class AccessControl:
     def take_calling_ports(self) -> set[int]:
         """The ports of known callers with open calls, or any calls since this was called last.
 
-        A call that was refused counts: whoever authenticates is no stranger.
+        A call that was refused counts: a caller that authenticates is no stranger.
         """
         peers, self._callers = self._callers, set()
         peers.update(one.credentials.peer for one in self._open_calls if one.caller is not _PUBLIC)

@@ -91,7 +91,7 @@ class GrantBook:
         return bool(self._grants)
 
     def replace(self, grants: Sequence[Grant]) -> None:
-        """Replaces all grants. What one of them has approved stays approved."""
+        """Replaces all grants. Calls that one of them has approved stay approved."""
         self._grants = grants
 
     def find(

@@ -185,7 +185,7 @@ def check_same(earlier: Question, question: Question) -> None:
 
 
 def _subject(question: Question) -> tuple[str, ...]:
-    """What a question and its repetition have in common."""
+    """The parts in which a question and its repetition agree."""
     shown = question.text if question.kind is InputKind.APPROVAL else ""
     forms = map(_sorted, (question.arguments_json, question.schema_json))
     return (question.kind, shown, question.tool_name, *forms, *question.choices)

@@ -106,7 +106,7 @@ class Floods:
             if peer is None or not peer[0] or peer[1] in calling:
                 continue
             host = peer[0]
-            # The descriptor may be closed, or another socket's, by now.
+            # The descriptor may be closed, or belong to another socket.
             with suppress(OSError), duplicate(descriptor) as connection:
                 received[inode] = _received(connection)
                 # Nothing is known of what it sent for a call.

@@ -50,7 +50,7 @@ def read_run(checks: Checks, sent: pb.WebhookRun) -> OfRun:
 
 
 def write_run(of_run: OfRun | None) -> pb.WebhookRun | None:
-    """What a response has of it: no secrets."""
+    """The part that a response has: no secrets."""
     if of_run is None:
         return None
     return pb.WebhookRun(

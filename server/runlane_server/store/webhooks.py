@@ -26,7 +26,7 @@ KINDS = (RUN_ENDED, INPUT_REQUESTED)
 STANDARD = "standard"
 A2A = "a2a"
 FORMATS = (STANDARD, A2A)
-"""What the bodies of deliveries look like."""
+"""The form of the bodies of deliveries."""
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -129,7 +129,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class OfRun:
-    """What a webhook of a single run has beside others.
+    """The additional fields of a webhook of a single run.
 
     It delivers nothing but the events of `run_id`, and is deleted some time after its end. `name`
     is unique among the webhooks of the run. `headers` are JSON: further headers of each delivery,

@@ -68,7 +68,7 @@ def _spelled(rng: random.Random, data: str) -> str:
 
 
 def _readings(answer: PlainAnswer, chunks: list[str]) -> list[object]:
-    """What each chunk adds, up to the first odd one, and the answer then."""
+    """The texts that chunks add, up to the first odd one, and the answer then."""
     found: list[object] = []
     for data in chunks:
         try:

@@ -53,7 +53,7 @@ class Edits:
         ALREADY_STARTED: the run has left the queue, and nothing was changed.
         """
         if bool(anchor_run_id) != (place in {"before", "after"}):
-            raise ToolError("anchor_run_id: goes with the places before and after, and only those")
+            raise ToolError("anchor_run_id: only the places before and after need it")
         if (prompt, labels, send_now, place) == (None, None, None, None):
             raise ToolError("prompt: nothing to change; give prompt, labels, send_now or place")
         run = await self._client.update_run(

@@ -52,8 +52,8 @@ type SessionServiceClient interface {
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
 	// terminal events. It is gone when the call returns. The records of a large session, beyond about
-	// 200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
-	// would create a session.
+	// 200 runs or 4 MiB of texts, are removed afterwards; until then its id is refused with
+	// SESSION_BEING_DELETED where it would create a session.
 	DeleteSession(ctx context.Context, in *DeleteSessionRequest, opts ...grpc.CallOption) (*DeleteSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(ctx context.Context, in *ListMessagesRequest, opts ...grpc.CallOption) (*ListMessagesResponse, error)
@@ -184,8 +184,8 @@ type SessionServiceServer interface {
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// Deletes an idle session with its runs and its transcript. Subscriptions still deliver its
 	// terminal events. It is gone when the call returns. The records of a large session, beyond about
-	// 200 runs, are removed afterwards; until then its id is refused with SESSION_BEING_DELETED where it
-	// would create a session.
+	// 200 runs or 4 MiB of texts, are removed afterwards; until then its id is refused with
+	// SESSION_BEING_DELETED where it would create a session.
 	DeleteSession(context.Context, *DeleteSessionRequest) (*DeleteSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(context.Context, *ListMessagesRequest) (*ListMessagesResponse, error)

@@ -76,7 +76,7 @@ func (WebhookEventKind) EnumDescriptor() ([]byte, []int) {
 	return file_runlane_v1_webhook_service_proto_rawDescGZIP(), []int{0}
 }
 
-// What the bodies of deliveries look like.
+// The form of the bodies of deliveries.
 type WebhookFormat int32
 
 const (
@@ -231,7 +231,7 @@ type WebhookRun struct {
 	// A name that is unique among the webhooks of the run. Creating a webhook of the same name replaces
 	// the earlier one; it goes on where that one is.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// What the bodies of deliveries look like.
+	// The form of the bodies of deliveries.
 	Format WebhookFormat `protobuf:"varint,3,opt,name=format,proto3,enum=runlane.v1.WebhookFormat" json:"format,omitempty"`
 	// The value of the header Authorization of each delivery: a scheme, a space and credentials.
 	// Responses have only the scheme.

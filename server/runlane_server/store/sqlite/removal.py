@@ -11,13 +11,16 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 from runlane_server.store.sqlfiles import statements
 
 PIECE_RUNS = 200
 PIECE_ROWS = 1_000
-"""The most runs, and the most rows of any table, that a piece removes: some milliseconds, or longer
-with very large texts."""
+"""The most runs, and the most rows of any table, that a piece removes: some milliseconds."""
+
+PIECE_CHARACTERS = 4 << 20
+"""Characters of messages, and of prompts, at which a piece ends."""
 
 PIECE_BLOBS = 20
 """The most attachments, or parts of long messages, that a piece removes."""
@@ -57,14 +60,39 @@ def remove_copy(db: sqlite3.Connection, copy_id: int) -> None:
 
 def _remove_piece(db: sqlite3.Connection, removal: int) -> None:
     # Runs go last: they have the other rows of theirs.
-    for name in ("remove_messages", "remove_lane_events", "remove_inputs"):
+    if _remove_messages(db, removal):
+        return
+    for name in ("remove_lane_events", "remove_inputs"):
         if _is_cut(db, name, (removal, PIECE_ROWS), PIECE_ROWS):
             return
-    found = db.execute(SQL["runs_of_removal"], (removal, PIECE_RUNS)).fetchall()
-    if not _remove_runs(db, _with_few_attachments(found), PIECE_ROWS, PIECE_BLOBS):
+    with closing(db.execute(SQL["runs_of_removal"], (removal, PIECE_RUNS))) as rows:
+        found = _with_few_attachments(_first(rows))
+    if not _remove_runs(db, found, PIECE_ROWS, PIECE_BLOBS):
         return
     if db.execute(SQL["runs_of_removal"], (removal, 1)).fetchone() is None:
         db.execute(SQL["end_removal"], (removal,))
+
+
+def _remove_messages(db: sqlite3.Connection, removal: int) -> bool:
+    """Removes messages; returns whether there may be more."""
+    with closing(db.execute(SQL["messages_of_removal"], (removal, PIECE_ROWS))) as rows:
+        found = _first(rows)
+        is_cut = len(found) == PIECE_ROWS or rows.fetchone() is not None
+    db.execute(SQL["remove_messages"], (json.dumps([row["rowid"] for row in found]),))
+    return is_cut
+
+
+def _first(rows: Iterable[sqlite3.Row]) -> Sequence[sqlite3.Row]:
+    """The first rows, up to the characters of a piece. The others are not read: the size of a row
+    is known only after it was."""
+    found = []
+    characters = 0
+    for row in rows:
+        found.append(row)
+        characters += row["size"] if type(row["size"]) is int else 0
+        if characters >= PIECE_CHARACTERS:
+            break
+    return found
 
 
 def _with_few_attachments(found: Sequence[sqlite3.Row]) -> Sequence[sqlite3.Row]:

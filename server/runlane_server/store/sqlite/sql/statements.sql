@@ -167,7 +167,10 @@ SELECT removal_no FROM removals WHERE tenant = ? AND session_id = ?;
 DELETE FROM removals WHERE removal_no = ?;
 
 -- name: runs_of_removal
-SELECT run_no, attachments FROM removals CROSS JOIN runs INDEXED BY runs_by_session
+SELECT run_no, attachments, (
+    SELECT length(rest) FROM prompts
+    WHERE prompts.tenant = runs.tenant AND prompts.run_id = runs.run_id
+) AS size FROM removals CROSS JOIN runs INDEXED BY runs_by_session
     ON runs.tenant = removals.tenant AND runs.session_id = removals.session_id
 WHERE removal_no = ? ORDER BY run_no LIMIT ?;
 
@@ -177,12 +180,13 @@ SELECT run_no, attachments FROM removals CROSS JOIN runs INDEXED BY runs_open
         AND ended_at IS NULL
 WHERE removal_no = ?;
 
+-- name: messages_of_removal
+SELECT messages.rowid, length(parts) AS size FROM removals CROSS JOIN messages
+    ON messages.tenant = removals.tenant AND messages.session_id = removals.session_id
+WHERE removal_no = ? LIMIT ?;
+
 -- name: remove_messages
-DELETE FROM messages WHERE rowid IN (
-    SELECT messages.rowid FROM removals CROSS JOIN messages
-        ON messages.tenant = removals.tenant AND messages.session_id = removals.session_id
-    WHERE removal_no = ? LIMIT ?
-);
+DELETE FROM messages WHERE rowid IN (SELECT value FROM json_each(?));
 
 -- name: remove_lane_events
 DELETE FROM lane_events WHERE (tenant, session_id, place) IN (
