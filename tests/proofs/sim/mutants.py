@@ -61,6 +61,7 @@ MUTANTS = (
         "_append",
         "self.events = max(self.events, batch[-1].index)",
         "self.events += len(batch)",
+        live=2,
     ),
     Mutant(
         "an answer before the commit",
