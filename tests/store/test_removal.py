@@ -108,6 +108,7 @@ async def test_small_session_is_removed_with_the_commit_that_deletes_it(
 
 
 @pytest.mark.stores("sqlite")
+@pytest.mark.sqlite("no other writes wait for a piece elsewhere")
 async def test_a_piece_has_few_large_texts(store: Store, story: Story, store_url: str) -> None:
     """Other writes to a file wait for the end of a piece."""
     for n in range(12):
