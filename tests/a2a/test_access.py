@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
+import grpc
 import pytest
 from a2a.types import a2a_pb2 as pb
 from google.protobuf.message import Message
@@ -163,7 +164,8 @@ async def test_a_grpc_server_that_ends_unexpectedly_is_replaced() -> None:
         assert broken is not None
         await broken.stop(0)
         async with asyncio.timeout(20):
-            while transport._server is broken or transport._server is None:
-                await asyncio.sleep(0.01)
+            while (state := a2a.channel.get_state()) is grpc.ChannelConnectivity.READY:
+                await a2a.channel.wait_for_state_change(state)
             await a2a.channel.channel_ready()
+        assert transport._server is not broken
         assert (await a2a.task("grpc", message("y"))).status.state == pb.TASK_STATE_COMPLETED

@@ -1,6 +1,6 @@
 """Builds the image with buildah, and runs the server in it.
 
-Base images come from a registry of images. Where there is none, the base is made of packages:
+Base images come from a registry of images. Without one, packages make the base:
 Debian 12 has the Python that the Dockerfile names. `make test-image` runs this, as root; without
 buildah and debootstrap it is skipped, and `image_steps.py` runs the steps alone.
 """

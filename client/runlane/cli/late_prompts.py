@@ -1,4 +1,4 @@
-"""The prompts of runs that ended before the stream of their session told them."""
+"""Prompts that the stream of a session lacks, because their runs ended too soon."""
 
 from __future__ import annotations
 

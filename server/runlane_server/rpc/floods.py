@@ -2,8 +2,8 @@
 
 gRPC has no limit of frames that belong to no call, such as PRIORITY and WINDOW_UPDATE, and no
 option bounds the memory in which it holds what it has not handled yet. So the bytes that each
-connection has received are read from the kernel every second. What a caller sends for a call that
-is admitted has limits of its own (`access/call_limits.py`, `requests.py`).
+connection has received are read from the kernel every second. The bytes of a call that is
+admitted have limits of their own (`access/call_limits.py`, `requests.py`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Floods:
         # be read), and what a connection without a call had received at the last look.
         self._peers: dict[int, tuple[str, int] | None] = {}
         self._received: dict[int, int] = {}
-        # Those that flooded and have had no call since. What they sent may belong to calls that
+        # Those that flooded and have had no call since. Their bytes may belong to calls that
         # wait to be admitted, so a connection is closed only if it floods again.
         self._suspects: set[int] = set()
         self._floods = 0

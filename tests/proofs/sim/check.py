@@ -373,7 +373,7 @@ def _check_turn(checker: Checker, messages: list[Message]) -> None:
 
 
 def _check_forks(checker: Checker) -> None:
-    """R48: a fork has the turns of its origin up to a turn, whole, whatever came after in either;
+    """R48: a fork has the turns of its origin up to a turn, whole, and nothing of later turns;
     one that was refused, or was deleted, is not there."""
     tables = checker.disk.data._tables
     for op in checker.history.forks:

@@ -99,7 +99,7 @@ class Execution:
     `host` is the id of its node among those that share the store.
     The rest is for workers: whether the node knows that the worker has the turn, since when the
     worker has no connection, its longest time without one, whether it gave the turn back, and
-    whether it was told, back from such a time, that another one may have the turn.
+    whether it learned, back from such a time, that another one may have the turn.
     """
 
     session_id: str

@@ -398,7 +398,7 @@ MUTANTS = (
         live=2,
     ),
     Mutant(
-        "a subscriber who is not told of events that other nodes removed",
+        "a subscriber who does not learn of events that other nodes removed",
         Feed,
         "on_completes",
         "            self._handle_gap(self.head)",
